@@ -28,6 +28,8 @@ from benchmarks.large.processes import compare, table
 from benchmarks.large.processes import distance as difference
 from benchmarks.large.task import Data, Encoder, drawn, losses_of
 from benchmarks.measure import weights_of
+from benchmarks.meta import implicit_maml, programs
+from benchmarks.meta.lines import lines_of
 from benchmarks.plain import PlainTPGM
 from experiments.common.labels import apart
 
@@ -151,6 +153,40 @@ def test_training_steps_are_those_of_what_they_stand_for(monkeypatch):
     assert optimizers["FTPAdamW (fused)"].execution == "fused_cpu"
     assert optimizers["FTPAdamW (foreach)"].execution == "foreach"
     assert {optimizers[name].execution for name in ("L2-SP", "L2-SP decoupled", "SPD")} == {"pieces"}
+
+
+# -- meta-learning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers' own, and that five products do not solve a system
+@pytest.mark.parametrize("program", programs.PROGRAMS)
+def test_equal_programs_reach_equal_scores(program, monkeypatch):
+    monkeypatch.setattr(implicit_maml, "STEPS", 10)
+    names = [name for name in programs.contenders_of(program) if name != "ours, compiled"]  # it compiles for seconds
+    assert {"ours", "TorchOpt"} <= {*names}
+    rows = {name: programs.scored(program, 2, programs.begun(program, name)) for name in names}
+    assert programs.off(rows) == [], rows
+
+
+def test_who_has_another_score_is_named():
+    rows = {name: {"score": x, "rounding": 1e-4} for name, x in {"ours": -2.0, "a": -2.0001, "b": -2.001}.items()}
+    rows["c"] = {"score": float("nan"), "rounding": 1e-4}
+    assert programs.off(rows) == ["b", "c"]
+
+
+def test_lines_are_those_of_code():
+    def function(x):
+        """Two lines
+        of words.
+        """
+        import math
+
+        # a remark
+        return [
+            math.sqrt(x),  # another
+        ]
+
+    assert lines_of(function) == 4
 
 
 # -- larger models -----------------------------------------------------------------------------------------------------

@@ -26,14 +26,6 @@ def test_an_error_says_what_is_wrong(row: Row):
         act()
 
 
-@pytest.mark.parametrize("name", [x for x in dir(hft) if x[0] != "_" and x not in ("Estimate", "Optimizer")])
-def test_an_error_about_arguments_begins_with_the_name(name: str):
-    public: Any = getattr(hft, name)
-    if callable(public):
-        with pytest.raises(TypeError, match=f"^{name}: "):
-            public(qqq=1)
-
-
 @every_base
 def test_learning_rates_that_are_none(case: Any):
     for value in (-1.0, math.nan, math.inf, torch.tensor(-1.0)):

@@ -128,7 +128,7 @@ def assert_as_alone(
     assert_alike(model, opt, reference, expected, tolerance)
 
 
-@on("4 processes", "2 processes")
+@on("2 processes")
 def ddp(folder: Path) -> None:
     """Its names begin with "module."."""
     for make in OPTIMIZERS:
@@ -140,7 +140,7 @@ def sharded(make: Callable[..., Any], dtype: torch.dtype = torch.float64, **opti
     return model, make(model.named_parameters(), **options)
 
 
-@on("1 process", "4 processes", "2 processes")
+@on("4 processes", "2 processes")
 def fsdp(folder: Path) -> None:
     for make in OPTIMIZERS:
         for options in ({}, {"norm": "l2"}, {"gradient": "exact"}, {"kappa": 0.0}, {"radius_start": 0.05}):

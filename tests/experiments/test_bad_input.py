@@ -23,8 +23,6 @@ WRONG = [
     (MAIN, "--method ftp wise", "--method wise is made of the weights of adamw; give both"),
     (MAIN, "--method ftp ftp", "--method ftp ftp: give any of linear, adamw"),
     (MAIN, "--method muon adamw", "--method muon: is for networks of linear layers"),
-    (MAIN, "--seeds 0 0", "--seeds 0 0: give different integers"),
-    (MAIN, "--threads 0", "--threads 0: must be from 1 to"),
     (MAIN, "--device abacus", "--device abacus cannot be used here"),
     ("segmentation", "--size 40", "--size 40: must be a multiple of 32"),
     ("hypergradients", "--points 4 2", "--points 4 2: give different integers of at least 1, in rising order"),

@@ -15,7 +15,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
 
-from ..support.problems import central_differences, entries
+from ..support.problems import central_differences, entries, loop
 from ..support.train_problems import PROBLEMS, TRANSFORMS, Problem
 
 EXACT = {
@@ -282,13 +282,10 @@ def test_outputs_that_are_inputs_or_each_other(strategy, update, transform):
         lr, w, a, b, seen = inputs
         params, state = w, {"a": a, "b": b, "seen": seen}
         if by_hand:
-            for x in DATA:
-                grad = torch.autograd.grad(line(params, x), params, create_graph=True)[0]
-                params, state = update(grad, state, params, {"lr": lr})
+            params, state = loop(opt, line, params, DATA, state, {"lr": lr})
         else:
-            params, state, _ = hft.train(
-                opt, line, params, DATA, hparams={"lr": lr}, state=state, strategy=EXACT[strategy]
-            )
+            given = {"hparams": {"lr": lr}, "state": state, "strategy": EXACT[strategy]}
+            params, state, _ = hft.train(opt, line, params, DATA, **given)
         return (params * (state["a"] + 2 * state["b"]) + params**3 * state["seen"]).sum()
 
     inputs = [one(0.1), W, W + 1, W + 2, W + 3]
@@ -562,39 +559,34 @@ PLACES = {
 every_place = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 
 
+something_asks = pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
+
+
 @every_place
+@something_asks
 @pytest.mark.parametrize("strategy", [name for name in ALL if ALL[name] not in OWNED])
-def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, place):
-    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_()
+def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, asks, place):
+    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_(asks)
     opt, loss = place(stray)
     with pytest.raises(ValueError, match=r"tensor of shape \(\) .*no argument of train"):
         line(hft.train(opt, loss, w, DATA, strategy=ALL[strategy]).params, W).backward()
 
 
 @every_place
-@pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
+@something_asks
 @pytest.mark.parametrize("strategy", OWNED, ids=repr)
 def test_a_stray_leaf_counts_where_autograd_owns_the_graph(strategy, asks, place):
     """Each way from the leaf to the end, also in the second derivative."""
     stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_(asks)
-    last = strategy.truncate or len(DATA)
 
     def slope(train: Any) -> list[Tensor]:
         end = train(*place(stray))
         (first,) = torch.autograd.grad(line(end, W), stray, create_graph=True)
         return [first, *torch.autograd.grad(first, stray)]
 
-    def by_hand(opt: Any, loss: Any) -> Tensor:
-        p, state = w, opt.init(w)
-        for k, x in enumerate(DATA):
-            if k == len(DATA) - last and strategy.truncate:
-                p, state = tree.map_tree(torch.detach, (p, state))
-            p = p if p.requires_grad else p.detach().requires_grad_()
-            p, state = opt.update(torch.autograd.grad(loss(p, x), p, create_graph=True)[0], state, p)
-        return p
-
     got = slope(lambda opt, loss: hft.train(opt, loss, w, DATA, strategy=strategy).params)
-    torch.testing.assert_close(got, slope(by_hand), rtol=1e-11, atol=1e-13)
+    want = slope(lambda opt, loss: loop(opt, loss, w, DATA, last=strategy.truncate)[0])
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
 
 
 @every_place
@@ -604,16 +596,8 @@ def test_a_stray_tensor_under_a_transform_counts(strategy, place):
         opt, loss = place(stray)
         return line(hft.train(opt, loss, W * stray, DATA, strategy=EXACT[strategy]).params, W)
 
-    def by_hand(stray: Tensor) -> Tensor:
-        opt, loss = place(stray)
-        w = W * stray
-        state = opt.init(w)
-        for x in DATA:
-            w, state = opt.update(torch.autograd.grad(loss(w, x), w, create_graph=True)[0], state, w)
-        return line(w, W)
-
     leaf = one(0.7, requires_grad=True)
-    want = torch.autograd.grad(by_hand(leaf), leaf)[0]
+    want = torch.autograd.grad(line(loop(*place(leaf), W * leaf, DATA)[0], W), leaf)[0]
     torch.testing.assert_close(torch.func.grad(f)(one(0.7)), want)
     torch.testing.assert_close(torch.func.jvp(f, (one(0.7),), (one(1.0),))[1], want)
 

@@ -17,6 +17,7 @@ from hyperopt_ftp.hparams import as_numbers
 from hyperopt_ftp.optimizers.by_rule import entry_rule
 
 from ..support.cases import BASES, CASES, COMBINED, Case
+from ..support.hypergradients import EXACT
 from ..support.problems import batches, central_differences, entries, largest_difference, loss, start, train
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -38,15 +39,6 @@ def test_what_every_optimizer_promises(case: Case, check: str):
     found = testing.CHECKS[check](case.build(), **more)
     if check == "derivatives":
         assert all((x == 0).all() for name in case.flat for x in tree.leaves(found[name]))
-
-
-EXACT = {
-    "unroll": hft.Unroll(),
-    "unroll-every-2nd": hft.Unroll(checkpoint=2),
-    "unroll-sqrt-offload": hft.Unroll(checkpoint="sqrt", offload=True),
-    "unroll-every-step": hft.Unroll(checkpoint=1),
-    "forward": hft.Forward(),
-}
 
 
 @pytest.mark.filterwarnings("ignore:the hypergradient of")  # some are 0 by the rule
@@ -318,22 +310,6 @@ def test_every_pure_optimizer_is_a_case():
     made = {name for name, f in public.items() if inspect.get_annotations(f).get("return", "").startswith("Optimizer")}
     made -= {"from_torchopt"}  # of any update
     assert made == {case.name.partition("-")[0] for case in CASES}
-
-
-def test_a_dead_unit_gives_a_zero_hypergradient_and_not_nan():
-    lifts = ("eps", "initial_accumulator_value", "weight_decay")  # what would keep a root off zero here
-    for case in BASES:
-        opt = case.make(**{name: x for name, x in case.kwargs.items() if name not in lifts})
-        grads = {"w": torch.zeros(2, dtype=F64)}
-        params = {"w": torch.ones(2, dtype=F64)}
-
-        def outer(hparams, opt=opt, grads=grads, params=params):
-            p, state = params, opt.init(params)
-            for _ in range(3):
-                p, state = opt.update(grads, state, p, hparams)
-            return p["w"].sum()
-
-        assert all(x.isfinite() for x in tree.leaves(torch.func.grad(outer)(opt.hparams)))
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)

@@ -142,6 +142,11 @@ def parameters(dtype: torch.dtype = torch.float64, shapes: Iterable[tuple[int, .
     return [torch.nn.Parameter(torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)) for shape in shapes]
 
 
+def again(params: Iterable[Any]) -> list[Any]:
+    """Parameters of the same values."""
+    return [torch.nn.Parameter(p.detach().clone()) for p in params]
+
+
 def named(params: Iterable[Any]) -> list[tuple[str, Any]]:
     """As named_parameters() has them: ``p0``, ``p1``, ..."""
     return [(f"p{i}", p) for i, p in enumerate(params)]

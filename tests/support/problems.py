@@ -1,4 +1,4 @@
-"""The small problem of the contract, and the two grounds of truth: a plain loop and central differences."""
+"""The small problem of the contract, and the grounds of truth: plain loops and central differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from hyperopt_ftp.testing import small_loss as loss
 from hyperopt_ftp.testing import small_params as start
 from hyperopt_ftp.testing import small_training as train
 
-__all__ = ["batches", "central_differences", "entries", "largest_difference", "loss", "start", "train"]
+__all__ = ["batches", "central_differences", "entries", "largest_difference", "loop", "loss", "start", "train"]
+
+
+def loop(opt: Any, train_loss: Any, params: Any, data: Any, state: Any = None, hparams: Any = None, last: Any = None):
+    """Params and state after the loop as anybody writes it, with the graph of its steps, or of so many last ones."""
+    state = opt.init(params, hparams) if state is None else state
+    for k, x in enumerate(data):
+        if last and k == len(data) - last:
+            params, state = tree.map_tree(torch.detach, (params, state))
+        params = tree.map_tree(lambda p: p if p.requires_grad else p.detach().requires_grad_(), params)
+        leaves, rebuild = tree.flatten(params)
+        grads = torch.autograd.grad(train_loss(params, x), leaves, create_graph=True)
+        params, state = opt.update(rebuild(list(grads)), state, params, hparams)
+    return params, state
 
 
 def entries(values: Any) -> Tensor:

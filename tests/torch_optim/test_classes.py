@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import hyperopt_ftp as hft
 
 from ..support import contract
 from ..support.compare import equal
-from ..support.contract import ROWS, TORCHS, Options
+from ..support.contract import TORCHS
 from ..support.executions import FLAGS, every_execution
 from ..support.reference_runs import Run, runs
 
@@ -113,31 +112,6 @@ def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
     assert opt.state[p]["step"] == 2
     assert opt.param_groups[0]["lr"] == 0.1
     assert opt.radii()[0] == pytest.approx(1e-8)
-
-
-#: What ours take more, or in another dtype, than torch's own on a CPU.
-OURS = ("capturable", "exact", "l2", "zero anchor", "tensor", "1-element")
-
-
-@every_execution
-@pytest.mark.parametrize(
-    ("ours", "theirs", "options"),
-    [
-        pytest.param(ours, theirs, options, id=f"{ours.__name__}-{what}")
-        for ours, theirs in ((hft.FTPAdamW, torch.optim.AdamW), (hft.FTPSGD, torch.optim.SGD))
-        for what, options in ROWS[ours.__name__].inputs.items()
-        if not what.startswith(OURS)
-    ],
-)
-def test_free_weights_go_the_way_of_torchs_own(ours: Any, theirs: Any, options: Options, execution: str):
-    params, others = contract.parameters(), contract.parameters()
-    options = {"weight_decay": 0.0, **options}
-    opt = ours([{"params": params, "constrained": False}], **options, **FLAGS[execution])
-    contract.step(params, opt, range(6))
-    contract.step(others, theirs(others, **options), range(6))
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)  # rounding of six steps in float64
-    assert opt.execution == execution
 
 
 @pytest.mark.parametrize("name", TORCHS)

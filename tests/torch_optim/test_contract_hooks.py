@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ..support.compare import equal, kept, same
-from ..support.contract import Row, one_base, parameters, step
+from ..support.contract import Row, again, one_base, parameters, step
 
 
 @one_base
@@ -71,7 +71,7 @@ def test_hooks_of_loading_in_their_order(row: Row):
     saved = copy.deepcopy(opt.state_dict())
     given = copy.deepcopy(saved)
     order: list[Any] = []
-    fresh = row.build(kept_parameters(params), lr=0.5)
+    fresh = row.build(again(params), lr=0.5)
 
     def seconds(_: Any, found: dict[str, Any]) -> None:
         order.append(("second", found["param_groups"][0]["lr"]))
@@ -112,7 +112,3 @@ def test_what_a_hook_makes_of_a_checkpoint_is_checked_and_an_error_changes_nothi
     assert same(kept(opt), before)
     handle.remove()
     opt.load_state_dict(saved)
-
-
-def kept_parameters(params: list[Any]) -> list[Any]:
-    return [torch.nn.Parameter(p.detach().clone()) for p in params]

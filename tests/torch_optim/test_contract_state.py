@@ -18,6 +18,7 @@ from ..support.contract import (
     TORCHS,
     Options,
     Row,
+    again,
     every_input,
     every_row,
     named,
@@ -33,10 +34,6 @@ def begun(row: Row, names: bool = False, steps: int = 3, **options: Any) -> tupl
     opt = row.build(named(params) if names else params, **options)
     step(params, opt, range(steps))
     return params, opt
-
-
-def again(params: list[Any]) -> list[Any]:
-    return [torch.nn.Parameter(p.detach().clone()) for p in params]
 
 
 @every_input

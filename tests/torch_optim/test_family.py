@@ -262,26 +262,6 @@ def test_weights_that_change_their_dtype_take_their_state_along(name: str, new: 
     assert all(p.dtype == new and p.isfinite().all() for p in params.values())
 
 
-def test_options_are_those_of_a_group_and_follow_schedulers():
-    _, first, grads = problem()
-    params, start = parameters(first), tensors(first)
-    base = torch.optim.SGD([{"params": [params["weight"]]}, {"params": [params["bias"], params["conv"]]}], lr=0.1)
-    opt = hft.L2SP(base, strength=0.0, decoupled=True)
-    opt.param_groups[1]["strength"] = 5.0
-    scheduler = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
-    for t in range(3):
-        before = {name: p.detach().clone() for name, p in params.items()}
-        list(play(params, opt, [grads[t]]))
-        for name, p in params.items():
-            pull = (0.0 if name == "weight" else 5.0) * (before[name] - start[name])
-            expected = before[name] - 0.1 * 0.5**t * (torch.tensor(grads[t][name]) + pull)
-            torch.testing.assert_close(p.detach(), expected, rtol=1e-13, atol=1e-13)
-        scheduler.step()
-    opt.param_groups[0]["strength"] = -1.0
-    with pytest.raises(ValueError, match="strength must lie in"):
-        list(play(params, opt, [grads[3]]))
-
-
 def test_a_zero_anchor_takes_no_memory():
     _, first, grads = problem()
     params = parameters(first)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -104,3 +106,18 @@ def test_groups_that_say_so_themselves_are_no_surprise():
     opt = hft.FTPSGD([head])
     opt.add_param_group({"params": [(f"bert.{n}", p) for n, p in model.bert.named_parameters()]})
     assert [group["constrained"][0] for group in opt.param_groups] == [False, True]
+
+
+def test_tied_weights_are_one_parameter():
+    model = torch.nn.ModuleDict({"table": torch.nn.Embedding(6, 4), "head": torch.nn.Linear(4, 6, bias=False)})
+    model["head"].weight = model["table"].weight
+    anchor = copy.deepcopy(model.state_dict())
+    assert len(anchor) == 2
+    opt = hft.FTPSGD(model.named_parameters(), lr=0.1, anchor=anchor)
+    with pytest.warns(UserWarning, match="no parameter of 1 to hold"):
+        free = hft.FTPSGD(model.named_parameters(), lr=0.1, exclude=model["head"])
+    model["table"].weight.sum().backward()
+    opt.step()
+    free.step()
+    assert list(opt.radii()) == ["table.weight"]
+    assert free.radii() == {}

@@ -23,7 +23,6 @@ from ..support.problems import batches, largest_difference, loss, start
 from .bad_inputs import tracked
 
 F64 = torch.float64
-TOWER = {"base": {"lr": 1e-3}, "by": {"lr": 1e-2}}
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -166,26 +166,6 @@ class Kept(NamedTuple):
     m: Any
 
 
-WRONG = {
-    "no entry": (lambda w, g, s, h, t: (w - g, {}), TypeError, r"rule must return \(w, s\), s a dict of \['m'\]"),
-    "no state": (lambda w, g, s, h, t: w - g, TypeError, r"rule must return \(w, s\), .* got Tensor"),
-    "a shape": (
-        lambda w, g, s, h, t: (w - g, {"m": g.sum()}),
-        ValueError,
-        r"the shape \(2,\) has a state of the shapes",
-    ),
-}
-
-
-@both
-@pytest.mark.parametrize("how", WRONG)
-def test_a_rule_of_ones_own_is_told_what_it_must_return(how: str, strategy: Any):
-    rule, error, text = WRONG[how]
-    opt = by_rule(rule, Kept, to_tensors(lr=0.1), ("m",))
-    with pytest.raises(error, match=text):
-        hft.train(opt, lambda p, x: (p * x).sum(), torch.ones(2).requires_grad_(), [1.0] * 2, strategy=strategy)
-
-
 def test_rules_of_others_go_by_trees():
     params = {"a": torch.ones(2)}
 

@@ -13,7 +13,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.unrolling import eager
 
 from ...support.hypergradients import (
@@ -32,7 +31,7 @@ from ...support.hypergradients import (
     outer,
     slope,
 )
-from ...support.problems import central_differences, largest_difference, loss, start
+from ...support.problems import central_differences, largest_difference, loop, loss, start
 
 TRANSFORMS = {
     "grad": torch.func.grad,
@@ -79,8 +78,10 @@ def writing(how):
 
 @not_converged
 @pytest.mark.parametrize("how", [how for how in WRITES if how != "from the second step"])
-@pytest.mark.parametrize("strategy", HIDING.values(), ids=HIDING)
+@pytest.mark.parametrize("strategy", [*HIDING.values(), hft.ZeroOrder(2, 1e-3)], ids=[*HIDING, "zero order"])
 def test_a_write_is_refused_where_steps_may_be_made_again(strategy, how):
+    if how == "NumPy" and isinstance(strategy, hft.ZeroOrder):
+        pytest.skip("vmap does not take it")
     (train_loss, held), params = writing(how), start()
     before = copy.deepcopy(held)
     with pytest.raises(RuntimeError, match=REFUSED):
@@ -106,14 +107,8 @@ def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strat
             call(train_loss, strategy)
         return
     other, by_hand = writing(how)
-    params, lr = start(), SGD.hparams["lr"].clone().requires_grad_()
-    state = SGD.init(params)
-    for k, x in enumerate(DATA):
-        if k == len(DATA) - (strategy.truncate or 0):
-            params, state = tree.map_tree(torch.detach, (params, state))
-        at = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in params.items()}
-        grads = torch.autograd.grad(other(at, x), [*at.values()], create_graph=True)
-        params, state = SGD.update(dict(zip(at, grads, strict=True)), state, at, {**SGD.hparams, "lr": lr})
+    lr = SGD.hparams["lr"].clone().requires_grad_()
+    params, _ = loop(SGD, other, start(), DATA, hparams={**SGD.hparams, "lr": lr}, last=strategy.truncate)
     (want,) = torch.autograd.grad(outer(params), lr)
     got = call(train_loss, strategy)[1]["lr"]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
@@ -124,14 +119,6 @@ def test_a_write_is_refused_where_graphs_turn_out_to_be_too_large(monkeypatch):
     monkeypatch.setattr(eager, "SMALL", 0)
     with pytest.raises(RuntimeError, match=r"writes in place .*checkpoint=False"):
         call(writing("batch norm")[0], hft.Unroll())
-
-
-@pytest.mark.parametrize("how", ["batch norm", "foreach"])
-def test_zero_order_writes_nothing_either(how):
-    train_loss, held = writing(how)
-    with pytest.raises(RuntimeError, match=REFUSED):
-        call(train_loss, hft.ZeroOrder(2, 1e-3))
-    assert held["mean"].abs().sum() == 0
 
 
 #: What becomes of the loss in the third step; the number alone leaves the graph what it was.
@@ -156,27 +143,6 @@ def test_what_a_later_step_does_is_seen(later, strategy):
         call(train_loss, strategy, "loss", {"loss": f64(0.5)}, lambda p: p["w"].sum(), data=data)
 
 
-@pytest.mark.parametrize("remedy", [nn.Module.eval, torch.func.replace_all_batch_norm_modules_])
-@every_exact
-def test_statistics_of_a_module_are_unchanged_and_both_remedies_are_right(strategy, remedy):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()).double()
-    before = {n: x.clone() for n, x in net.named_buffers()}
-    train_loss = module_loss(net)
-
-    def trained(how, lr=0.2):
-        params = {n: p.detach() for n, p in net.named_parameters()}
-        return call(train_loss, how, hparams={"lr": lr}, params=params, outer_loss=lambda p: train_loss(p, HELD_OUT))
-
-    if strategy != hft.Unroll():
-        with pytest.raises(RuntimeError, match=REFUSED):
-            trained(strategy)
-        assert largest_difference(dict(net.named_buffers()), before) == 0
-    remedy(net)
-    want = central_differences(lambda lr: trained(None, lr)[0], f64(0.2))[0].item()
-    assert trained(strategy)[1]["lr"].item() == pytest.approx(want, rel=1e-6)
-
-
 @every_exact
 def test_writes_into_what_the_loss_made_itself(strategy):
     def busy(p, x):
@@ -197,18 +163,6 @@ def test_writes_into_what_the_loss_made_itself(strategy):
 def test_weight_norm_is_refused_whose_second_derivative_is_wrong_in_torch(strategy):
     with pytest.raises(RuntimeError, match="whose second derivative is wrong in torch"):
         call(lambda p, x: (x @ torch._weight_norm(p["w"], p["b"][None], 1)).square().mean(), strategy)
-
-
-def test_a_write_that_torch_does_not_see_shows_in_the_loss():
-    held = torch.zeros(4, dtype=F64)
-    view = held.numpy()  # one that is made inside is seen
-
-    def hidden_counter(p, x):
-        view[:] += 1.0
-        return torch.tanh(hidden(p, x) + held).square().mean()
-
-    with pytest.raises(RuntimeError, match="the training loss of step 3 was .* when the step is computed again"):
-        slope(hidden_counter, strategy=hft.Unroll(checkpoint=1))
 
 
 # -- losses without a graph, and no gradients at all ------------------------------------------------------------------

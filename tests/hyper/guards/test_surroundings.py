@@ -204,6 +204,51 @@ def an_object() -> Changing:
     return lambda p, x: squares(p, x, flags.on), lambda: setattr(flags, "on", True)
 
 
+def a_class_attribute() -> Changing:
+    class Net(nn.Module):
+        writes = False
+
+        def forward(self, p: Tensor, x: Tensor) -> Tensor:
+            return squares(p, x, self.writes)
+
+    net = Net()
+    return lambda p, x: net(p, x), lambda: setattr(Net, "writes", True)
+
+
+class ReadsAGlobal(nn.Module):
+    def forward(self, p: Tensor, x: Tensor) -> Tensor:
+        return squares(p, x, GLOBALS["writes"])
+
+
+GLOBALS = {"writes": False}
+
+
+def a_global_of_forward() -> Changing:
+    net = ReadsAGlobal()
+    return lambda p, x: net(p, x), lambda: GLOBALS.update(writes=True)
+
+
+def a_closed_tensor() -> Changing:
+    flag = torch.tensor(0)
+    return lambda p, x: squares(p, x, bool(flag == 1)), lambda: flag.fill_(1)
+
+
+def an_attribute_of_the_loss() -> Changing:
+    def train_loss(p: Tensor, x: Tensor) -> Tensor:
+        return squares(p, x, train_loss.writes)
+
+    train_loss.writes = False
+    return train_loss, lambda: setattr(train_loss, "writes", True)
+
+
+def an_attribute_of_a_dict() -> Changing:
+    class Options(dict):
+        writes = False
+
+    options = Options()
+    return lambda p, x: squares(p, x, options.writes), lambda: setattr(options, "writes", True)
+
+
 def defaults() -> Changing:
     def train_loss(p: Tensor, x: Tensor, extra: bool = False) -> Tensor:
         return squares(p, x, extra)
@@ -234,14 +279,16 @@ def the_module() -> Changing:
 
 
 CHANGES = [
-    a_number, a_dict, an_object, defaults, code, the_mode_of_a_module_in_a_global_dict, the_module,
+    a_number, a_dict, an_object, a_class_attribute, a_global_of_forward, a_closed_tensor, an_attribute_of_the_loss,
+    an_attribute_of_a_dict, defaults, code, the_mode_of_a_module_in_a_global_dict, the_module,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__)
 def test_a_loss_is_looked_at_again_where_what_it_depends_on_has_changed(make: Callable[[], Changing]):
     train_loss, change = make()
-    slope(train_loss, data=ROWS)
+    for _ in range(2):
+        slope(train_loss, data=ROWS)
     change()
     with pytest.raises(RuntimeError, match="train_loss writes in place"):
         slope(train_loss, data=ROWS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +16,6 @@ from hyperopt_ftp.hyper.guarded import problem_of
 from hyperopt_ftp.hyper.guards import verdict
 
 AGAIN = hft.Unroll(checkpoint=1)
-#: Read as a global by a module's forward.
-writes = False
-
-
-def gained(p: Any, write: Any) -> torch.Tensor:
-    """A loss that writes into a param, as torch does not count, if it is told to."""
-    w = p["w"]
-    value = (w**2).sum()
-    if write:
-        w.data.mul_(1.5)
-    return value
 
 
 def with_weight(net: nn.Module, size: int) -> nn.Module:
@@ -37,77 +24,9 @@ def with_weight(net: nn.Module, size: int) -> nn.Module:
     return net
 
 
-def a_closed_flag() -> tuple[Callable[..., Any], Callable[[], None]]:
-    flag = torch.tensor(0)
-    return lambda p, x: gained(p, flag == 1), lambda: flag.fill_(1)
-
-
-def a_class_attribute() -> tuple[Callable[..., Any], Callable[[], None]]:
-    class Net(nn.Module):
-        write = False
-
-        def forward(self, x):
-            return gained({"w": self.w}, self.write)
-
-    net = with_weight(Net(), 3)
-    return lambda p, x: functional_call(net, p, (x,)), lambda: setattr(Net, "write", True)
-
-
-def an_attribute_of_the_loss() -> tuple[Callable[..., Any], Callable[[], None]]:
-    def loss(p, x):
-        return gained(p, loss.write)
-
-    loss.write = False
-    return loss, lambda: setattr(loss, "write", True)
-
-
-def a_global_of_forward() -> tuple[Callable[..., Any], Callable[[], None]]:
-    class Net(nn.Module):
-        def forward(self, x):
-            return gained({"w": self.w}, writes)
-
-    net = with_weight(Net(), 3)
-    return lambda p, x: functional_call(net, p, (x,)), lambda: globals().update(writes=True)
-
-
-def an_item_of_a_dict_of_another_class() -> tuple[Callable[..., Any], Callable[[], None]]:
-    class Options(dict):
-        write = False
-
-    options = Options()
-    return lambda p, x: gained(p, options.write), lambda: setattr(options, "write", True)
-
-
-def an_object() -> tuple[Callable[..., Any], Callable[[], None]]:
-    options = SimpleNamespace(write=False)
-    return lambda p, x: gained(p, options.write), lambda: setattr(options, "write", True)
-
-
-CHANGES = [
-    a_closed_flag, a_class_attribute, an_attribute_of_the_loss, a_global_of_forward,
-    an_item_of_a_dict_of_another_class, an_object,
-]  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
 def _nothing_known():
-    globals().update(writes=False)
     verdict._known.cache_clear()
-
-
-@pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__)
-def test_a_write_is_seen_that_begins_in_a_later_call(make: Callable[[], Any]):
-    loss, change = make()
-
-    def trained():
-        lr, w = torch.tensor(0.1, requires_grad=True), {"w": torch.ones(3)}
-        hft.train(hft.sgd(lr=lr), loss, w, [0.0] * 3, strategy=AGAIN).params["w"].sum().backward()
-
-    trained()
-    trained()
-    change()
-    with pytest.raises(RuntimeError, match="writes in place"):
-        trained()
 
 
 #: Of a transform, or not.
@@ -169,14 +88,6 @@ def test_what_a_loss_with_a_log_in_its_closure_leaves_is_bounded(keys: list[Any]
     assert keys
     assert max(map(size, keys)) < 20_000  # of each number a kind and the number
     assert len(keys) < 10  # none where the closure is larger than is worth to be looked at
-
-
-def test_verdicts_are_as_many_as_the_cache_has_places():
-    for n in range(300):
-        lr = torch.tensor(0.1, requires_grad=True)
-        hft.train(hft.sgd(lr=lr), lambda p, x, n=n: ((p - n) ** 2).sum(), torch.ones(1), [0.0])
-    info = verdict._known.cache_info()
-    assert info.currsize == info.maxsize == 256
 
 
 def test_a_loss_of_a_module_is_remembered(keys: list[Any]):

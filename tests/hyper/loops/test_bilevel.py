@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
+from ...support import contract
 from ...support.compare import same
 from ...support.hypergradients import (
     DATA,
@@ -35,11 +34,8 @@ def identical(a, b):
 
 def through_a_file(state):
     """As docs/checkpoints.md saves a state: its leaves."""
-    file = io.BytesIO()
     values, rebuild = tree.flatten(state)
-    torch.save(values, file)
-    file.seek(0)
-    return rebuild(torch.load(file, weights_only=True))
+    return rebuild(contract.through_a_file(values))
 
 
 def test_a_record_has_the_hparams_of_the_next_training():
