@@ -190,8 +190,10 @@ class PlainLoop:
         losses: of these steps, without a graph.
     """
 
-    def __init__(self, problem: InnerProblem, inputs: TrainInputs) -> None:
+    def __init__(self, problem: InnerProblem, inputs: TrainInputs, first_order: bool = False) -> None:
+        """``first_order``: training gradients are constants, and updates alone are differentiated."""
         self.problem: InnerProblem = problem
+        self._first_order = first_order
         self.k: int = 0
         self.losses: list[Tensor] = []
         self._hparams, self._batches = inputs.hparams, inputs.batches
@@ -226,7 +228,9 @@ class PlainLoop:
         guards, at = self.problem.guards, self._at
         if guards and guards.before_step:
             guards.before_step(self._carry.params(at), batch, self._hparams)
-        if under_transform():
+        if self._first_order:
+            grads, loss = self._constant_gradient(batch)
+        elif under_transform():
             grads, loss = torch.func.grad_and_value(self._loss)(at, batch)
         elif torch.is_grad_enabled():
             at, grads, loss = self._gradient(batch, graph=True)
@@ -239,6 +243,16 @@ class PlainLoop:
 
     def _loss(self, at: list[Tensor], batch: Any) -> Tensor:
         return self.problem.train_loss(self._carry.params(at), batch, *self._own)
+
+    def _constant_gradient(self, batch: Any) -> tuple[Sequence[Tensor], Tensor]:
+        at, batch = [x.detach() for x in self._at], _aliased(batch)[0]
+        if under_transform():
+            grads, loss = torch.func.grad_and_value(self._loss)(at, batch)
+            return [g.detach() for g in grads], loss
+        with torch.enable_grad():
+            at = aliases(at, False)
+            loss = self._loss(at, batch)
+            return self.problem.gradient_of(loss, at, False), loss
 
     def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
         at = self._at

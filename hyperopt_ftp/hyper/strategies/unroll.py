@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -76,6 +76,10 @@ class Unroll(Strategy):
             The plan that recomputes least within them is chosen. One or two extra steps measure what a step takes. The
             predicted peak is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss,
             workspace inside kernels, and larger later batches.
+        first_order: training gradients count as constants, and updates alone are differentiated (FOMAML, arXiv
+            1703.03400, section 5.2): ``lambda_p <- pbar, lambda_s <- sbar, dL/dh += hbar``. No product with second
+            derivatives is made, and no graph of the loss is kept. Derivatives in ``hparams["loss"]`` and in batches are
+            0. For plain params of one process.
         compile: compile all steps into one program, and the backward pass into another, by ``torch.compile``. ``True``:
             inductor, or the name of another backend. Small networks run several times as fast, after about 20 seconds
             of compilation for any number of steps (a transformer: one or two minutes; logged). Only points are kept.
@@ -111,6 +115,7 @@ class Unroll(Strategy):
     offload: bool = False
     memory: int | None = None
     compile: Compile = False
+    first_order: bool = False
 
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
@@ -130,6 +135,12 @@ class Unroll(Strategy):
             raise ValueError(
                 "compile=True keeps points on the device, of every step or of every n-th, and no graphs: give no more "
                 "than checkpoint=, a number of steps or 'sqrt', or leave compile out"
+            )
+        check_flag("first_order", self.first_order)
+        if self.first_order and (self.compile or self.checkpoint or self.offload or self.memory):
+            raise ValueError(
+                "first_order=True keeps the graphs of updates alone, which are small: leave out checkpoint, offload, "
+                "memory and compile"
             )
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
@@ -154,11 +165,16 @@ class Unroll(Strategy):
 
     def _may_keep_graphs(self, problem: InnerProblem, inputs: TrainInputs) -> bool:
         """Whether autograd can own the graph of all steps, which keeps what their backward passes need."""
+        if self.first_order and (not problem.alone or is_narrow(inputs.params)):
+            raise ValueError(
+                "first_order=True is for plain params of float32 or float64 in one process, without hft.data_parallel: "
+                "convert the params, or leave first_order out"
+            )
         if self.compile or not problem.alone or is_narrow(inputs.params):
             return False
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         chooses = self.chooses and not self.offload and isinstance(inputs.batches, (list, tuple))
-        return chooses or self.checkpoint is False
+        return chooses or self.checkpoint is False or self.first_order
 
     def _plain(
         self, problem: InnerProblem, inputs: TrainInputs, first: int, derived: bool | None = None
@@ -170,7 +186,7 @@ class Unroll(Strategy):
             known = guarded.guards is not None and guarded.guards.verdict.loss
             # Where the loss is known, what is kept is decided before the first step.
             start = None if derived and known and self.truncate is None else Replay().now()
-            loop = PlainLoop(guarded, inputs)
+            loop = PlainLoop(guarded, inputs, self.first_order)
             if self.truncate is not None:  # a constant, in derivatives of any order
                 with torch.no_grad():
                     loop.run(first).detach()
@@ -183,10 +199,11 @@ class Unroll(Strategy):
             elif not verdict.loss and loop.k == 0:
                 loop.run(1)
             # What is checkpointed in the loss is computed again in the backward pass, under its settings.
-            large = self.chooses and left > 1 and not are_small(problem, verdict.bytes_made, inputs.params, left)
+            large = self.chooses and not self.first_order and left > 1
+            large = large and not are_small(problem, verdict.bytes_made, inputs.params, left)
             if derived and large and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
-            if derived and (large or verdict.has_hooks):
+            if derived and (large or (verdict.has_hooks and not self.first_order)):
                 plan = points_of_every(1) if large else with_graphs(left, left)
                 begun = (loop, start if loop.k > first else None) if loop.k else None
                 return self._by_points(problem, inputs, first, plan, begun, start)
@@ -270,6 +287,9 @@ class Unroll(Strategy):
 
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
         count, first = len(inputs.batches), self._first(inputs)
+        if self.first_order:
+            memory = memory_of_graphs(replace(self, truncate=None), problem, inputs, count - first)
+            return Costs(count, 0, "the graphs of all updates", memory=memory)
         steps, probed = EagerSteps(problem, inputs, first, self.truncate is None), self.memory is not None
         plan = self.planned(count - first)
         sizes = sizes_of(steps, inputs, first, inputs.params, inputs.state, self.offload)
@@ -282,7 +302,7 @@ class Unroll(Strategy):
         gradients = count + again + max(0, left - plan.graphs) + probed
         products = left - (not steps.needs_hvp(first)) + probed
         owned = plan.graphs == left and self._may_keep_graphs(problem, inputs)
-        memory = memory_of_graphs(problem, inputs, left) if owned else peak_of(sizes, plan)
+        memory = memory_of_graphs(PlainSteps(), problem, inputs, left) if owned else peak_of(sizes, plan)
         return Costs(gradients, products, plan.words, memory=memory)
 
     @property
@@ -312,10 +332,9 @@ class Unroll(Strategy):
         return plan
 
 
-def memory_of_graphs(problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
-    """Bytes that so many steps of the plain loop take, from those of two and of three."""
+def memory_of_graphs(how: Strategy, problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
+    """Bytes that so many steps of a plain loop take, from those of two and of three."""
     two, three = (
-        trial_peak(inputs.params, lambda n=n: there_and_back(PlainSteps(), *few_steps(problem, inputs, n)))
-        for n in (2, 3)
+        trial_peak(inputs.params, lambda n=n: there_and_back(how, *few_steps(problem, inputs, n))) for n in (2, 3)
     )
     return two + (count - 2) * (three - two)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.guards import verdict
 from hyperopt_ftp.hyper.unrolling import eager
 
@@ -123,3 +124,105 @@ def test_a_training_inside_a_checkpoint(call: str):
     (want,) = torch.autograd.grad(end(lr), lr)
     assert torch.equal(got, want)
     assert got != 0
+
+
+# -- first order -----------------------------------------------------------------------------------------------------
+
+
+FIRST = hft.Unroll(first_order=True)
+NET = {"w": torch.linspace(-1, 1, 12, dtype=F64).view(3, 4), "b": torch.linspace(0.3, -0.2, 4, dtype=F64)}
+DATA = [torch.linspace(-1, 1, 15, dtype=F64).view(5, 3).roll(k) for k in range(4)]
+
+
+def curved(p, x):
+    return ((x @ p["w"] + p["b"]).tanh() ** 2).mean() + (p["w"] ** 4).sum()
+
+
+def first_order_by_hand(opt, params, hparams, data):
+    """Gradients at constants; updates as they are."""
+    state = opt.init(params, hparams)
+    for x in data:
+        at = {n: w.detach().requires_grad_() for n, w in params.items()}
+        grads = dict(zip(at, torch.autograd.grad(curved(at, x), [*at.values()]), strict=True))
+        params, state = opt.update(grads, state, params, hparams)
+    return params
+
+
+@pytest.mark.parametrize("per_layer", [False, True], ids=["FOMAML", "Meta-SGD"])
+@pytest.mark.parametrize("opt", [hft.sgd(lr=0.1, momentum=0.5), hft.adam(lr=0.05, eps=1e-2)], ids=["sgd", "adam"])
+def test_first_order_is_a_loop_with_constant_gradients(opt, per_layer: bool):
+    def slopes(end):
+        params = {n: w.clone().requires_grad_() for n, w in NET.items()}
+        lr = {n: torch.tensor(0.1 + 0.1 * i, dtype=F64, requires_grad=True) for i, n in enumerate(params)}
+        lr = lr if per_layer else lr["w"]
+        asked = [*params.values(), *(lr.values() if per_layer else [lr])]
+        return torch.autograd.grad(curved(end(params, {**opt.hparams, "lr": lr}), DATA[0] + 0.3), asked)
+
+    got = slopes(lambda p, h: hft.train(opt, curved, p, DATA, hparams=h, strategy=FIRST).params)
+    want = slopes(lambda p, h: first_order_by_hand(opt, p, h, DATA))
+    second = slopes(lambda p, h: hft.train(opt, curved, p, DATA, hparams=h).params)
+    for x, y, other in zip(got, want, second, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
+        assert not torch.allclose(x, other, rtol=1e-3)
+
+
+def test_first_order_under_transforms():
+    opt = hft.sgd(lr=0.1)
+
+    def end(params, lr, x):
+        return curved(hft.train(opt, curved, params, [x, x + 0.1], hparams={"lr": lr}, strategy=FIRST).params, x - 0.2)
+
+    def by_hand(params, lr, x):
+        for batch in (x, x + 0.1):
+            g = torch.func.grad(curved)({n: w.detach() for n, w in params.items()}, batch.detach())
+            params = {n: w - lr * g[n].detach() for n, w in params.items()}
+        return curved(params, x - 0.2)
+
+    lrs, xs = torch.tensor([0.1, 0.2], dtype=F64), torch.stack(DATA[:2])
+    found, want = (
+        torch.func.vmap(torch.func.grad(f, argnums=(0, 1, 2)), (None, 0, 0))(NET, lrs, xs) for f in (end, by_hand)
+    )
+    for x, y in zip(tree.leaves(found), tree.leaves(want), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
+    tangent = torch.func.jvp(lambda lr: end(NET, lr, DATA[0]), (lrs[0],), (torch.ones((), dtype=F64),))[1]
+    torch.testing.assert_close(tangent, found[1][0], rtol=1e-12, atol=1e-14)
+
+
+def test_first_order_makes_no_products_and_leaves_the_batch_alone():
+    calls = []
+
+    class Once(torch.autograd.Function):
+        """Whose backward shows whether its graph is asked for."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            calls.append(torch.is_grad_enabled())
+            return g
+
+    def penalised(p, x):
+        return curved({n: Once.apply(w) for n, w in p.items()}, x.requires_grad_())
+
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    run = hft.train(hft.sgd(lr=lr), penalised, NET, DATA, strategy=FIRST)
+    assert calls == [False] * 2 * len(DATA)
+    assert not any(x.requires_grad for x in DATA)
+    curved(run.params, DATA[0]).backward()
+    assert lr.grad
+    found = hft.estimate(hft.sgd(lr=0.1), curved, NET, DATA, over="lr", strategy=FIRST)
+    assert (found.gradients, found.products) == (len(DATA), 0)
+
+
+@pytest.mark.parametrize("more", [{"compile": True}, {"checkpoint": 2}, {"offload": True}, {"memory": 10**6}], ids=str)
+def test_first_order_refuses_what_it_has_no_use_for(more):
+    with pytest.raises(ValueError, match="graphs of updates alone"):
+        hft.Unroll(first_order=True, **more)
+
+
+def test_first_order_of_16_bit_params_is_refused():
+    params = {n: w.bfloat16() for n, w in NET.items()}
+    with pytest.raises(ValueError, match="float32 or float64"):
+        hft.train(hft.sgd(lr=0.1), curved, params, DATA, strategy=FIRST)
