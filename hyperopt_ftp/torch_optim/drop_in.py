@@ -59,7 +59,8 @@ class DropIn(torch.optim.Optimizer):
         if isinstance(mover, Given):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
-        assert params is not None
+        if params is None:
+            raise TypeError("the parameters to optimize are None: give model.named_parameters()")
         assert defaults is not None
         self._mover: Mover = mover
         self._exclude: Exclude = Exclude(exclude)

@@ -124,6 +124,8 @@ PARAMETERS = [
         lambda s: hft.FTP(hft.PureOptimizer([weight().requires_grad_()], hft.schedule_free_sgd())), (FTP,)),
     mistyped("optimizer can only optimize Tensors, but one of the params is", "the model for its parameters",
              lambda s: s.make(s.net), torch=True),
+    mistyped("the parameters to optimize are None: give model.named_parameters()", "`None` for its parameters",
+             lambda s: s.make(None), NATIVE),
     unfit("a group has the option 'constrain', which nothing reads; did you mean 'constrained'?",
           "a misspelt option in a group", group(constrain=False)),
     unfit("a group has no exclude, the optimizer has; in a group say constrained=False, or True",
