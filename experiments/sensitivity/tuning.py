@@ -17,7 +17,7 @@ from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, interval
 from experiments.common.report_kit import Table, fixed, markdown
 from experiments.sensitivity.protocol import Answered, counted, percent
-from experiments.sensitivity.summary import Answers
+from experiments.sensitivity.summary import Answers, scores_of
 
 COUNTS, DRAWS, SEED = (20, 50, 100, 200), 60, 0
 FTP_LR = 6e-4
@@ -142,6 +142,44 @@ def tables(found: dict, studies: Mapping[str, dict]) -> tuple[Table, Table]:
     return (header, rows), (["study, 100 examples", *(f"best of {grid}" for grid in GRIDS)], each)
 
 
+def radii(studies: Mapping[str, dict], runs: Mapping[str, dict]) -> dict[str, dict[str, Gain]]:
+    """By task and by both rates of FTP: its mean minus AdamW's at its best rate, on the splits of the runs."""
+    found: dict[str, dict[str, Gain]] = {}
+    for name, run in runs.items():
+        seeds, plain = run["config"]["seeds"], studies[name]["summary"]["adamw"]
+        places = [studies[name]["config"]["seeds"].index(seed) for seed in seeds]
+        usual, own = scores_of(studies[name])["ftp"], scores_of(run)
+        for lr in run["config"]["lrs"]:
+            (at,) = [rate for rate in usual if _is_one_of(rate, [lr])]
+            of = {"0.01": [usual[at][place] for place in places]}
+            of |= {key.partition(" ")[2]: scores[lr] for key, scores in own.items() if lr in scores}
+            for rate, scores in of.items():
+                minus = [mean(s[which] for s in scores) - mean(plain[which][p] for p in places) for which in WHICH]
+                found.setdefault(name, {})[f"lr {lr:g}, radius_lr {rate}"] = (minus[0], minus[1])
+    return found
+
+
+def of_radii(found: Mapping[str, dict[str, Gain]]) -> tuple[Table, Table]:
+    """Each task, and differences to the rate of 0.01 over those that have both."""
+    columns = sorted({column for own in found.values() for column in own})
+    cell = {
+        name: [" / ".join(f"{x:+.1f}" for x in own[c]) if c in own else "" for c in columns]
+        for name, own in found.items()
+    }
+    differences = []
+    for column in columns:
+        usual = f"{column.partition(', ')[0]}, radius_lr 0.01"
+        both_there = [own for own in found.values() if column in own]
+        pairs = [(own[column][0] - own[usual][0], own[column][1] - own[usual][1]) for own in both_there]
+        if column != usual and len(pairs) > 2:
+            worst = " / ".join(f"{min(values):+.1f}" for values in zip(*pairs, strict=True))
+            differences.append([column, str(len(pairs)), both(pairs), worst])
+    return (["study", *columns], [[f"radius-{name}", *cells] for name, cells in cell.items()]), (
+        ["minus radius_lr 0.01", "tasks", "ID / OOD", "worst task"],
+        differences,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`--studies`: a folder with those of rates, to which this one is added."""
 
@@ -152,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         found = summary(contents)
         every, each = tables(found, contents)
+        runs = {name: studies / f"radius-{name}" / "metrics.json" for name in contents}
+        moved = radii(contents, {name: json.loads(file.read_text()) for name, file in runs.items() if file.exists()})
         text = [
             "# One rate against a tuned one",
             f"FTPAdamW at {FTP_LR:g}, minus AdamW at the rate that is best on so many examples of the test in "
@@ -162,12 +202,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "\n".join(markdown(*every)),
             "Study by study, with 95 % intervals over the five splits, which share examples (Nadeau and Bengio 2003):",
             "\n".join(markdown(*each)),
+            "## The rate of the radii",
+            "FTPAdamW minus AdamW at its best rate, ID / OOD, on the first three splits, by both rates of FTP:",
+            *("\n".join(markdown(*part)) for part in of_radii(moved)),
             "Made of the answers that the studies have stored: `python -m experiments.sensitivity.tuning`.",
         ]  # fmt: skip
         out = studies / "tuning"
         out.mkdir(exist_ok=True)
         checkpoint.write_text(out / "report.md", "\n\n".join(text) + "\n")
-        checkpoint.write_text(out / "metrics.json", json.dumps(found, indent=1) + "\n")
+        checkpoint.write_text(out / "metrics.json", json.dumps(found | {"radii": moved}, indent=1) + "\n")
         print("\n".join(markdown(*every)))
 
     tyro.cli(run, args=arguments, prog="python -m experiments.sensitivity.tuning")

@@ -77,6 +77,21 @@ FULL = (
              *WIDER),
         )
     ),
+    *(
+        Job(f"radius-{name}", about, f"{_RATES}.radius", ("--anchor", name.partition("-")[0], *options))
+        for name, about, *options in (
+            ("styles", "FTP by the rate of its radii: emoji, from an anchor that knows them", *FLUENT),
+            ("imagenet", "the same from ImageNet's weights", *FLUENT),
+            ("topics", "the same on tweets, from an anchor that knows them", *AIRLINES),
+            ("minilm", "the same from MiniLM as it comes", *AIRLINES),
+            ("cells", "the same on photographs of solar cells, from ImageNet's weights"),
+            ("cells-poly", "the same the other way round", "--domain", "poly"),
+            ("opinions", "the same on opinions about films and others, from MiniLM as it comes", *OPINIONS),
+            ("opinions-newspapers", "the same, fine-tuned on newspapers", "--domain", "newspapers", *OPINIONS),
+            ("opinions-tweets", "the same, fine-tuned on tweets", "--domain", "tweets", *OPINIONS),
+            ("opinions-products", "the same, fine-tuned on products", "--domain", "products", *OPINIONS),
+        )
+    ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
     Job("hypergradients-imagenet", "the same from ImageNet's weights, which know nothing of emoji", _HYPER,
         ("--anchor", "imagenet", *_SOME_WAYS)),

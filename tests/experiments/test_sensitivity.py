@@ -10,9 +10,10 @@ import torch
 from experiments.common.estimate import interval
 from experiments.common.task import percent_right
 from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
+from experiments.sensitivity.radius.study import STUDY as RADIUS
 from experiments.sensitivity.study import STUDY
 from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
-from experiments.sensitivity.tuning import drawn, gain, of_splits
+from experiments.sensitivity.tuning import drawn, gain, of_splits, radii
 from tests.experiments.running import ran, results
 
 
@@ -191,6 +192,27 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     assert found.items() <= results(out).items()
     assert ", AdamW also at 0.03, which fall" in (out / "report.md").read_text()
     assert ran(STUDY, *tiny).status == 2  # fewer than there are
+
+
+def test_a_tiny_run_of_the_rate_of_radii(tmp_path, cache):
+    out = tmp_path / "run"
+    tiny = ["--anchor", "imagenet", "--lrs", "1e-2", "--radius-lrs", "0.1", "--seeds", "0", "--epochs", "6"]
+    tiny += ["--limit", "48", "--out", str(out)]
+    assert ran(RADIUS, *tiny).status == 0
+    assert ran(RADIUS, *tiny, "--radius-lrs", "0.1", "1e-9").begun == ["split 0, radius_lr 1e-09, lr 0.01"]
+    own, frozen = (results(out)[f"split 0, radius_lr {rate}, lr 0.01"]["answers"] for rate in ("0.1", "1e-09"))
+    assert own["ftp_radius 0.1"] != frozen["ftp_radius 1e-09"]  # whose radii stay where they are
+    assert "| FTPAdamW, radius_lr, 1e-09 |" in (out / "report.md").read_text()
+    run = json.loads((out / "metrics.json").read_text())
+    usual = {
+        "results": {"one": {"lr": 1e-2, "seed": 0, "answers": {"ftp": own["ftp_radius 0.1"]}}},
+        "data": run["data"],
+    }
+    usual |= {"config": {"seeds": [0]}, "summary": {"adamw": {"id": [1.0], "ood": [2.0]}}}
+    found = radii({"imagenet": usual}, {"imagenet": run})["imagenet"]
+    assert found["lr 0.01, radius_lr 0.01"] == found["lr 0.01, radius_lr 0.1"]
+    scores = scores_of(run)["ftp_radius 0.1"][0.01][0]
+    assert found["lr 0.01, radius_lr 0.1"] == (scores["id"] - 1.0, scores["ood"] - 2.0)
 
 
 def test_a_gain_is_that_by_hand():

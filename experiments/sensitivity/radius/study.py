@@ -88,8 +88,3 @@ STUDY = Study(
     grow=("lrs", "radius_lrs"),
 )
 main = STUDY.main
-
-if __name__ == "__main__":
-    from experiments.common.program import start
-
-    start("experiments.sensitivity.radius", "demo")
