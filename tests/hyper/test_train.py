@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -502,6 +503,41 @@ def test_a_strategy_of_ones_own(own):
     w = W.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="element 0 of tensors does not require grad|create_graph=True"):
         torch.autograd.grad(line(trained(w, DATA, one(0.1), strategy=own).params, W), w, create_graph=True)
+
+
+class Central(Strategy):
+    """The derivative in the learning rate by a difference of whole trainings."""
+
+    def __call__(self, problem, inputs):
+        return with_pullback(self.pullback, problem, inputs)
+
+    def pullback(self, problem, inputs, end, cotangents):
+        def reached(lr):
+            ends = problem.loop(inputs._replace(hparams={**inputs.hparams, "lr": lr})).params
+            return sum((x * v).sum() for x, v in zip(tree.leaves(ends), tree.leaves(cotangents.params), strict=True))
+
+        lr, e = inputs.hparams["lr"], 1e-5
+        nothing = tree.map_tree(lambda _: None, inputs.hparams)
+        return TrainInputs({**nothing, "lr": (reached(lr + e) - reached(lr - e)) / (2 * e)}, None, None, None)
+
+
+def test_a_pullback_of_ones_own_draws_the_numbers_of_the_training():
+    def dropped(p, x):
+        return ((F.dropout(p, 0.4) - x) ** 2).sum()
+
+    def slope(strategy):
+        torch.manual_seed(0)
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        run = hft.train(
+            hft.sgd(lr=lr), dropped, torch.ones(20, dtype=torch.float64), [0.1, 0.2, 0.3], strategy=strategy
+        )
+        drawn = torch.rand(1)
+        run.params.square().sum().backward()
+        return lr.grad, drawn
+
+    (found, after), (want, plain) = slope(Central()), slope(hft.Unroll())
+    torch.testing.assert_close(found, want, rtol=1e-8, atol=0)
+    assert torch.equal(after, plain)
 
 
 class Says(Strategy):

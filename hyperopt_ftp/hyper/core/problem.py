@@ -67,6 +67,7 @@ class InnerProblem:
         refuse_shards: called with the name of a strategy that cannot differentiate in shards of batches.
         guard: gives the problem with guards, for such inputs and needs.
         guards: of loss and update; ``None``: nothing is looked at.
+        again: calls a function, in a pullback with the random state in which training began.
     """
 
     optimizer: Optimizer
@@ -77,6 +78,7 @@ class InnerProblem:
     refuse_shards: Callable[[str], None] = lambda name: None
     guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
     guards: Guards | None = None
+    again: Callable[[Callable[[], Any]], Any] = lambda function: function()
 
     @property
     def unguarded(self) -> InnerProblem:
@@ -98,7 +100,7 @@ class InnerProblem:
 
     def loop(self, inputs: TrainInputs) -> TrainOutputs:
         """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
-        return PlainLoop(self, inputs).run().end()
+        return self.again(lambda: PlainLoop(self, inputs).run().end())
 
     @cached_property
     def asks_batches(self) -> bool:
@@ -109,7 +111,7 @@ class InnerProblem:
         return asked[k] if isinstance(asked, (list, tuple)) else False
 
     def loss(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
-        return loss_at(self.train_loss, params, batch, hparams)
+        return self.again(lambda: loss_at(self.train_loss, params, batch, hparams))
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         return self.guarded_update(grads, state, params, without_loss(hparams))
@@ -125,14 +127,17 @@ class InnerProblem:
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
         """One step and its training loss: in grad mode, or under ``torch.func``, differentiable in all arguments."""
-        self.before_step(params, batch, hparams)
-        if under_transform():
-            grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
-        else:
-            found = self.gradient(params, batch, hparams, graph=torch.is_grad_enabled())
-            grads, loss = found.rebuild(found.grads), found.loss
-        params, state = self.update(grads, state, params, hparams)
-        return params, state, loss
+
+        def one() -> tuple[Params, State, Tensor]:
+            self.before_step(params, batch, hparams)
+            if under_transform():
+                grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
+            else:
+                found = self.gradient(params, batch, hparams, graph=torch.is_grad_enabled())
+                grads, loss = found.rebuild(found.grads), found.loss
+            return *self.update(grads, state, params, hparams), loss
+
+        return self.again(one)
 
     def gradient(self, params: Params, batch: Any, hparams: dict[str, Any], graph: bool = False) -> Gradient:
         """The training gradient, not under a transform.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached_leaves, or_zeros, requiring_grad
 from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_loop, has_derivative
+from .replay import Replay
 from .second_order import twice_differentiable
 from .torch_private import under_transform
 
@@ -104,13 +106,18 @@ def with_pullback(
             operations, and second derivatives are those of what it computes. ``create_graph=True`` is an error.
         problem, inputs: of the strategy.
 
+    Each call of ``problem.loop``, ``step`` or ``loss`` in ``pullback`` begins with the random state in which training
+    began: the loop draws the numbers of the training, and differences of two calls are not those of their numbers.
+
     Raises:
         TypeError, ValueError: a result of ``pullback`` that does not fit the inputs.
     """
+    replay = Replay()
+    again = partial(replay.run, replay.now())
 
     def back(problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
         assert run.end is not None
-        return pullback(problem, run.inputs, run.end, cotangents)
+        return pullback(replace(problem, again=again), run.inputs, run.end, cotangents)
 
     needs = {"differentiates_whole_gradient": True}
     return through_node(Method("with_pullback", back, wants_end=True, needs=needs), problem, inputs)
