@@ -12,8 +12,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from tests.device.backend import waits
 
+from ..support.devices import moved, same
 from ..support.problems import batches, loss, start
-from .test_optimizers import moved, same
 
 F64 = torch.float64
 ANCHOR = {"w": torch.zeros(3, 4, dtype=F64), "b": torch.zeros(4, dtype=F64)}

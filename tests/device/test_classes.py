@@ -11,6 +11,7 @@ import hyperopt_ftp as hft
 from tests.device.backend import waits
 
 from ..support.contract import Options, Row, every_input, every_row, parameters, step, through_a_file
+from ..support.devices import same
 
 #: With foreach these compute what is of all layers together on the host: so many copies a step.
 READS = {"SPD": 3, "DiGraP": 9}
@@ -37,11 +38,6 @@ def trained(row: Row, device: str, options: Options, steps: int = 3) -> tuple[li
     opt = row.build(params, **options)
     step(params, opt, range(1, steps + 1))
     return params, opt
-
-
-def same(found: list[Any], want: list[Any]) -> None:
-    for x, y in zip(found, want, strict=True):
-        torch.testing.assert_close(x.detach().cpu(), y.detach(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("numbers", ["cpu", "sim"])

@@ -13,8 +13,8 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy
 from tests.device.backend import waits
 
+from ..support.devices import moved, same
 from ..support.problems import batches, loss, start
-from .test_optimizers import moved, same
 
 F64 = torch.float64
 STRATEGIES: dict[str, Strategy] = {

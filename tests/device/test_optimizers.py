@@ -4,18 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hyperopt_ftp import tree
 from tests.device.backend import waits
 
 from ..support import cases
 from ..support.cases import CASES, Case
+from ..support.devices import moved, same
 from ..support.problems import batches, loss, start
-
-
-def moved(values: Any, device: str) -> Any:
-    return tree.map_tree(lambda x: x.to(device) if isinstance(x, Tensor) else x, values)
 
 
 def built(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -30,11 +26,6 @@ def updated(opt: Any, device: str, hparams: Any = None, steps: int = 3) -> Any:
     for batch in data:
         params, state = opt.update(torch.func.grad(loss)(params, batch), state, params, hparams)
     return params, state
-
-
-def same(found: Any, want: Any) -> None:
-    for x, y in zip(tree.leaves(found), tree.leaves(want), strict=True):
-        torch.testing.assert_close(x.cpu(), y, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("numbers", ["cpu", "sim"])
