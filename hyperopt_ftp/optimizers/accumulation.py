@@ -10,7 +10,7 @@ from .. import tree
 from ..calls import check_count, explained
 from ..hparams import as_numbers
 from ..types import Optimizer
-from .arithmetic import on_device_of, where
+from .arithmetic import chosen
 from .leafwise import check_grads, check_params, check_state, no_steps, zeros
 from .wrap import wrapped
 
@@ -40,9 +40,8 @@ def accumulated(base: Optimizer, every: int) -> Optimizer[AccumulatedState]:
         ValueError: an ``every`` that is not a whole number of at least 1; a gradient that is ``None``. Give zeros
             instead, or use :func:`partition` with :func:`frozen` for parameters that have no gradients.
 
-    If the loss is a mean over its batch and all batches have one size, the update is that of the joined batch. ``base``
-    is called at every n-th step alone, but under a ``torch.func`` transform of the state and in compiled code, where
-    each step computes its update. ``accumulated(scheduled(...))`` counts updates,
+    If the loss is a mean over its batch and all batches have one size, the update is that of the joined batch. The
+    update of ``base`` is computed at each step, and used at every n-th. ``accumulated(scheduled(...))`` counts updates,
     ``scheduled(accumulated(...))`` counts gradients. Put a tuner inside (``accumulated(hyper(...))``): around it, most
     of its hypergradients would be 0.
 
@@ -67,17 +66,16 @@ def accumulated(base: Optimizer, every: int) -> Optimizer[AccumulatedState]:
         check_state(AccumulatedState, state)
         _check_all_there(check_grads(grads, params), params)
         step = state.step + 1
-        (due,) = as_numbers([step % every == 0])  # known without a look at another device
-        total = tree.map_tree(lambda g, s: s + g.to(s.dtype), grads, state.total)
-        if due is False:
-            return params, AccumulatedState(step, total, state.base)
+        (due,) = as_numbers([step % every == 0])
 
         def taken(old: Any, new: Any) -> Any:
-            return tree.map_tree(lambda a, b: where(on_device_of(a, due), b.to(a.dtype), a), old, new)
+            return tree.map_tree(lambda a, b: chosen(due, b.to(a.dtype), a), old, new)
 
+        total = tree.map_tree(lambda g, s: s + g.to(s.dtype), grads, state.total)
         mean = tree.map_tree(lambda s: s / every, total)
         moved, inner = base.update(mean, state.base, params, bases)
-        return taken(params, moved), AccumulatedState(step, taken(total, zeros(params)), taken(state.base, inner))
+        rest = tree.map_tree(lambda s: chosen(due, 0.0, s), total)
+        return taken(params, moved), AccumulatedState(step, rest, taken(state.base, inner))
 
     return wrapped(base, {}, init, update)
 

@@ -67,8 +67,11 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return torch.where(condition, x if isinstance(y, Tensor) else as_tensor(x), y)  # two numbers make a float32
 
 
-def on_device_of(x: Tensor, flag: Any) -> Any:
-    return flag.to(x.device) if isinstance(flag, Tensor) else flag
+def chosen(flag: Any, x: Any, y: Tensor) -> Tensor:
+    """A new tensor: ``x`` if a flag is set, a bool or a 0-d tensor of any device, else ``y``."""
+    if isinstance(flag, Tensor):
+        return torch.where(flag.to(y.device), x, y)
+    return torch.where(torch.full((), flag, device=y.device), x, y)  # a copy of the flag would wait for the device
 
 
 def at_least(x: Any, low: Any) -> Any:

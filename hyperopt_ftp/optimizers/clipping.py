@@ -12,7 +12,7 @@ from .. import tree
 from ..calls import explained
 from ..hparams import Domain, as_numbers, to_tensors
 from ..types import Number, Optimizer, StateT
-from .arithmetic import on_device_of, safe_sqrt
+from .arithmetic import safe_sqrt
 from .leafwise import check_grads, each_gradient
 from .on_gradients import on_gradients
 
@@ -102,7 +102,7 @@ def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[St
         (value,) = as_numbers([own["max_value"]])
 
         def one(g: Tensor) -> Tensor:
-            most = on_device_of(g, value)  # a bound in a tensor has to be where the gradient is
+            most = value.to(g.device) if isinstance(value, Tensor) else value  # a bound has to be where the gradient is
             return g.clamp(-most, most).to(g.dtype)
 
         return each_gradient(one, grads)

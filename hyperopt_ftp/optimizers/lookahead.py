@@ -10,7 +10,7 @@ from .. import tree
 from ..calls import check_count, explained
 from ..hparams import as_numbers, check_zero_d, to_tensors
 from ..types import Number, Optimizer
-from .arithmetic import on_device_of, where
+from .arithmetic import chosen
 from .leafwise import check_grads, check_params, check_state, no_steps
 from .wrap import check_goes_on, wrapped
 
@@ -69,13 +69,13 @@ def lookahead(base: Optimizer, every: int = 5, alpha: Number = 0.5) -> Optimizer
         given, rebuild = check_grads(grads, params), tree.flatten(params)[1]
         moved, inner = base.update(grads, state.base, params, bases)
         step = state.step + 1
-        (now,) = as_numbers([step % every == 0])  # known without a look at another device
+        (now,) = as_numbers([step % every == 0])
         new, slow = [], []
         for g, w, phi in zip(given, rebuild.aligned(moved), rebuild.aligned(state.slow), strict=True):
             met = (phi + owns["alpha"] * (w.to(phi.dtype) - phi)).to(phi.dtype)
-            here = on_device_of(w, now) if g is not None else False
-            new.append(where(here, met.to(w.dtype), w))
-            slow.append(where(here, met, phi))
+            here = now if g is not None else False
+            new.append(chosen(here, met.to(w.dtype), w))
+            slow.append(chosen(here, met, phi))
         return rebuild(new), LookaheadState(step, rebuild(slow), inner)
 
     result = wrapped(base, to_tensors(alpha=alpha), init, update)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
@@ -137,6 +139,51 @@ def test_a_module_that_checkpoints_inside_functional_call_is_refused(first):
         for name in ("inside", "plain")
     )
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("how", ["values", "no grad", "hooks of the caller"])
+def test_checkpointed_activations_with_other_weights_are_an_error_wherever_they_are_used(how: str):
+    class Checkpointed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 4, dtype=F64)
+
+        def forward(self, x):
+            return checkpoint(lambda z: self.layer(z).tanh() ** 2, x, use_reentrant=False)
+
+    net = Checkpointed()
+    params = {name: 1.5 * p.detach() for name, p in net.named_parameters()}
+    around = {"values": contextlib.nullcontext, "no grad": torch.no_grad, "hooks of the caller": save_on_cpu}[how]
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=how == "hooks of the caller")
+    with around(), pytest.raises(RuntimeError, match="checkpoints activations inside a module"):
+        hft.train(
+            hft.sgd(lr=lr), lambda p, x: torch.func.functional_call(net, p, (x,)).sum(), params,
+            [torch.ones(2, 3, dtype=F64)] * 3,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_captured_tensor_counts_also_where_the_loss_hides_it(derived: bool):
+    """In the second call as in the first: its code and its closures do not show it."""
+    hidden = torch.tensor(0.7, dtype=F64, requires_grad=True)
+
+    class Net(torch.nn.Module):
+        @property
+        def decay(self):
+            return hidden
+
+        def forward(self, p, x):
+            return ((p - x) ** 2).sum() + self.decay * (p**2).sum()
+
+    def slope(loss):
+        lr = torch.tensor(0.05, dtype=F64, requires_grad=derived)
+        end = hft.train(hft.sgd(lr=lr), loss, torch.tensor([0.3, -0.5], dtype=F64), [torch.ones(2, dtype=F64)] * 3)
+        return torch.autograd.grad((end.params**3).sum(), hidden)[0]
+
+    net = Net()
+    found, again = slope(net), slope(net)
+    want = slope(lambda p, x: ((p - x) ** 2).sum() + hidden * (p**2).sum())
+    torch.testing.assert_close(torch.stack([found, again]), torch.stack([want, want]), rtol=1e-12, atol=0)
 
 
 @every_unroll

@@ -80,6 +80,24 @@ def test_numbers_may_be_on_the_cpu_and_weights_elsewhere(case: Case):
     assert all(w.is_meta for w in params.values())
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.name not in ("frozen-part", "hyper")], ids=str)
+def test_an_update_gives_new_tensors(case: Case):
+    """What comes back may be changed in place: neither what was given nor another part of it changes.
+
+    But what is frozen is given back, and ``hyper`` remembers the params that it gives.
+    """
+    opt, params = case.build(), start()
+    state = opt.init(params)
+    for x in batches(4):
+        grads = torch.func.grad(loss)(params, x)
+        given = tree.leaves((params, state, grads))
+        params, state = opt.update(grads, state, params)
+        new = [y for y in tree.leaves((params, state)) if y.numel()]
+        places = [y.untyped_storage().data_ptr() for y in new]
+        assert len({*places}) == len(places)
+        assert {*places}.isdisjoint(y.untyped_storage().data_ptr() for y in given)
+
+
 @every_base
 def test_memory_format_is_kept(case: Case):
     w = torch.randn(2, 3, 4, 5, dtype=F64).to(memory_format=torch.channels_last)

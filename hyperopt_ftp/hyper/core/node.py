@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -96,6 +96,7 @@ class TrainJob:
     rng: RngState  # when training began
     note: Any = None
     losses: Any = None
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
     end: Any = None  # (params, state), where a tensor, which is an output of the node, is its dtype
 
     def inputs(self, tensors: Sequence[Tensor]) -> TrainInputs:
@@ -122,6 +123,7 @@ class TrainJob:
 
         values = iter(cotangents)
         params, state = tree.map_tree(given, self.end)
+        self._check_versions()
         run = Run(self.inputs(tensors), self.trained(outputs) if self.method.wants_end else None, self.note)
         found = self.method.pullback(self.problem, run, TrainOutputs(params, state, None))
         leaves = cotangent_leaves(self.method.name, run.inputs, found)
@@ -135,6 +137,7 @@ class TrainJob:
                 f"a derivative of the derivative by {self.method.name} was asked for (create_graph=True), which has no "
                 "graph here; take both by torch.func, such as torch.func.grad of a function that calls train"
             )
+        self._check_versions()
         aliases = [x.view_as(x) for x in tensors]  # one input may depend on another outside
         inputs = self.inputs(aliases)
         problem = self.problem.guarded(inputs, closed=True, differentiates_whole_gradient=True)
@@ -148,6 +151,14 @@ class TrainJob:
         if any(map(is_dtensor, ys)):
             _refuse_cut_graphs(ys)
         return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)
+
+    def _check_versions(self) -> None:
+        for x, version in self.versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(x.shape)} that train was given, or has returned, was modified by an "
+                    "inplace operation before the backward pass, which needs it as it was; clone() it"
+                )
 
 
 class TrainNode(torch.autograd.Function):
@@ -170,6 +181,8 @@ class TrainNode(torch.autograd.Function):
                 )
         job.end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
         job.losses = trained.losses
+        if not job.transform:
+            job.versions = [(x, x._version) for x in (*job.leaves, *outputs) if isinstance(x, Tensor)]
         return (*(x.detach() for x in outputs), trained.losses.detach())
 
     @staticmethod
@@ -180,10 +193,9 @@ class TrainNode(torch.autograd.Function):
         ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
         ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
         ctx.layouts = [layout(x) for x in output]
-        # Constants too, of which torch sees then whether they were changed in place before the backward pass.
-        others = () if job.transform else [x for x in job.leaves if isinstance(x, Tensor)]
-        ctx.save_for_backward(*tensors, *output, *others)
-        ctx.save_for_forward(*tensors, *output)
+        saved = (*tensors, *output) if job.method.wants_end else tensors
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         rows = zip(output, ctx.differentiable, strict=True)
         ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
@@ -202,7 +214,7 @@ class TrainNode(torch.autograd.Function):
                 with job.replay.without_autocast():
                     found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
                 if not keeps_graph():
-                    job.note = None
+                    job.note, job.versions = None, []
             return (None, *found)
 
     @staticmethod
@@ -223,9 +235,9 @@ class TrainNode(torch.autograd.Function):
 
 
 def _saved(ctx: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """The node's inputs and outputs."""
+    """The node's inputs, and its outputs if the method wants the end."""
     saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(ctx.job.places)
-    return saved[:count], saved[count : count + len(ctx.differentiable)]
+    return saved[:count], saved[count:]
 
 
 def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:

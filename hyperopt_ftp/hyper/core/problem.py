@@ -15,7 +15,7 @@ from ... import tree
 from ...dtensors import in_layout_of
 from ...types import Optimizer, Params, State
 from .carry import carry_of
-from .graph import leaf_of, nodes_below
+from .graph import leaves_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached, is_float, requiring_grad
 from .second_order import twice_differentiable
@@ -265,20 +265,18 @@ class PlainLoop:
         if not live or self.k == 0 or not self._carry.apart:
             at = aliases(at, live)
         verdict = self.problem.guards and self.problem.guards.verdict
-        known = verdict and verdict.loss and not (verdict.makes_leaves or verdict.captures)
+        known = verdict and verdict.loss and not verdict.makes_leaves
         # Else the loss may let its batch require grad, which is not the caller's then.
         batch, alike = (batch, []) if known else _aliased(batch)
         loss = self._loss(at, batch)
         if graph and not live:
-            given = known and bool(requiring_grad(batch))
-            live = self._asked or given or (not known and self._depends(loss, at, alike))
+            live = self._asked or self._depends(loss, at, alike)
         return at, self.problem.gradient_of(loss, at, live), loss
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
         own = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
-        leaves = map(leaf_of, nodes_below(loss.grad_fn))
-        return any(x is not None and id(x) not in own for x in leaves)
+        return any(id(x) not in own for x in leaves_below(loss.grad_fn))
 
 
 def _unchanged(update: Any) -> Any:

@@ -40,9 +40,13 @@ def is_batched(x: Tensor) -> bool:
     return _functorch.is_batchedtensor(x) or _functorch.is_legacy_batchedtensor(x)
 
 
+def saved_tensor_hooks() -> Any:
+    """The innermost hooks on saved tensors, as activation checkpointing sets them; ``None``: there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
+
+
 def has_saved_tensor_hooks() -> bool:
-    """Whether saved tensors go through hooks, as activation checkpointing sets them."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
+    return saved_tensor_hooks() is not None
 
 
 def tracked(x: Any) -> bool:

@@ -50,8 +50,10 @@ class GuardedLoss:
             return loss
         if not (verdict.loss or self._done) or needs.compiled or verdict.makes_leaves:
             return self._inspect(params, batch, *own)
-        value = self._watch_numbers if needs.derived else self._value
-        loss = value(params, batch, *own)
+        # Where nothing is differentiated, a training gradient may still be that of other weights.
+        look = self._watch_numbers if needs.derived else self._value if self._done else self._see_hooks
+        self._done = True
+        loss = look(params, batch, *own)
         lost = loses_derivative(LOSS, [loss], requiring_grad((params, batch, own))) if needs.closed else None
         if lost is not None:
             raise lost
@@ -67,18 +69,18 @@ class GuardedLoss:
         return refuse_other_weights(leaves) if self.verdict.has_hooks else nullcontext()
 
     def _watch_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
-        """The loss, with reads of the numbers of its hparams refused.
-
-        Hooks on saved tensors that it has not set before, as activation checkpointing sets them, are found too.
-        """
+        """The loss, with reads of the numbers of its hparams refused."""
         knobs = requiring_grad(own)
-        reads = read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext()
+        with read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext():
+            return self._see_hooks(params, batch, *own)
+
+    def _see_hooks(self, params: Params, batch: Any, *own: Any) -> Tensor:
+        """The loss, and whether it sets hooks on saved tensors, as activation checkpointing does."""
         if self.verdict.has_hooks or has_saved_tensor_hooks():  # of the caller, where training is checkpointed itself
-            with reads:
-                return self._value(params, batch, *own)
+            return self._value(params, batch, *own)
         rng = self._replay.now()
         try:
-            with disable_saved_tensors_hooks(_NO_HOOKS), reads:
+            with disable_saved_tensors_hooks(_NO_HOOKS):
                 return self._value(params, batch, *own)
         except RuntimeError as error:
             if str(error) != _NO_HOOKS:
@@ -98,7 +100,7 @@ class GuardedLoss:
             operations = watched_operations(LOSS, knobs, may_write=not needs.closed, given=floats((params, batch)))
         calls = watched_calls(LOSS, knobs, arguments, operations, map(storage_of, tensors), self._later)
         with refuse_outer_tensors(LOSS) if needs.inside_function else nullcontext(), operations or nullcontext(), calls:
-            loss = self._value(params, batch, *own)
+            loss = (self._see_hooks if operations is None else self._value)(params, batch, *own)
         self.leaves, self._later = calls.leaves, calls if calls.has_read else None
         verdict.makes_leaves |= bool(calls.leaves)
         lost = loses_derivative(LOSS, [loss], [*arguments, *calls.leaves])

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...dtensors import is_dtensor, local
-from ..core.torch_private import has_saved_tensor_hooks
+from ..core.torch_private import saved_tensor_hooks
 from .messages import Subject, reads_number, writes
 
 
@@ -38,13 +38,13 @@ class watched_operations(TorchDispatchMode):  # a context manager
         self.written: RuntimeError | None = None
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
-        self._outer_hooks = has_saved_tensor_hooks()  # are not of the code inside
+        self._outer_hooks = saved_tensor_hooks()  # are not of the code inside
         #: Bytes of all tensors that the code inside has made.
         self.bytes_made: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.has_hooks = self.has_hooks or (not self._outer_hooks and has_saved_tensor_hooks())
+        self.has_hooks = self.has_hooks or _other_hooks(saved_tensor_hooks(), self._outer_hooks)
         if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
             raise reads_number(self._who)
         if func.namespace == "c10d" and not self._collectives:
@@ -80,6 +80,11 @@ class watched_operations(TorchDispatchMode):  # a context manager
             self.made |= new
             self.bytes_made += sum(_bytes(x) for x in tensors_in(result) if storage_of(x) in new)
         return result
+
+
+def _other_hooks(now: Any, before: Any) -> bool:
+    """Of each pair of functions the first; torch makes the pair anew."""
+    return now is not None and (before is None or now[0] is not before[0])
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,7 @@ _VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dt
 _MOST = 5_000
 
 
-class Surroundings(NamedTuple):
-    """What functions depend on beside their arguments."""
-
-    key: tuple[Hashable, ...]
-    requires_grad: bool  # whether any tensor does
-
-
-def surroundings(*values: Any) -> Surroundings | None:
+def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
     """A key that differs where functions may do other things; ``None`` if not all that they depend on is visible.
 
     Of numbers and strings it has the value, of tensors their shapes and whether they require grad or are in a
@@ -41,7 +34,6 @@ def surroundings(*values: Any) -> Surroundings | None:
     """
     key: list[Any] = []
     seen: set[int] = set()
-    requires_grad = False
     stack = [*values]
     while stack:
         x = stack.pop()
@@ -50,7 +42,6 @@ def surroundings(*values: Any) -> Surroundings | None:
             key.append((kind, x))
         elif isinstance(x, Tensor):
             key.append(_of_tensor(x))
-            requires_grad |= x.requires_grad
         elif id(x) in seen:
             key.append(None)
         else:
@@ -61,7 +52,7 @@ def surroundings(*values: Any) -> Surroundings | None:
             stack += parts
         if len(key) + len(stack) > _MOST:
             return None
-    return Surroundings((*key,), requires_grad)
+    return (*key,)
 
 
 def _of_tensor(x: Tensor) -> tuple[Any, ...]:

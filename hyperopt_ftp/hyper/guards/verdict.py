@@ -45,7 +45,6 @@ class Verdict:
         bytes_made: of all tensors that the loss makes in a step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
-        captures: whether the loss may depend on a tensor that requires grad and is no argument.
         refusal: why no step may be made again, or be hidden in a node; ``None``: it may.
     """
 
@@ -54,7 +53,6 @@ class Verdict:
     bytes_made: int = 0
     has_hooks: bool = False
     makes_leaves: bool = False
-    captures: bool = True
     refusal: Exception | None = None
 
 
@@ -63,15 +61,12 @@ def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Seque
 
     An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
     """
-    of_loss = surroundings(loss)
-    others = surroundings(update, *(x for x in given if not isinstance(x, Tensor)))
-    if of_loss is None or others is None:
+    key = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
+    if key is None:
         return Verdict()
     tensors = [x for x in given if isinstance(x, Tensor)]
     kinds = tuple([(x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device) for x in tensors])
-    verdict = _known(needs, (*kinds_of_transforms(),), kinds, of_loss.key, others.key)
-    verdict.captures = of_loss.requires_grad
-    return verdict
+    return _known(needs, (*kinds_of_transforms(),), kinds, key)
 
 
 @lru_cache(maxsize=256)
