@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
+from hyperopt_ftp.hyper import Strategy, TrainInputs, TrainOutputs, with_pullback
 
 from ..support.problems import central_differences, entries, loop
 from ..support.train_problems import PROBLEMS, TRANSFORMS, Problem
@@ -563,6 +563,8 @@ class Says(Strategy):
         (Says(TrainInputs(None, 1.0, None)), ValueError, "returned float for a tensor of params"),
         (Says(result={}), TypeError, r"Says must return TrainOutputs\(params, state, losses\), got a dict"),
         (Says(result=(W, None, W)), TypeError, r"Says must return TrainOutputs\(.*got a tuple"),
+        (Says(result=TrainOutputs(W, None, None)), ValueError, "one a step, got a NoneType"),
+        (Says(result=TrainOutputs(W, None, W[:1])), ValueError, r"one a step, got shape \(1,\)"),
     ],
 )  # fmt: skip
 def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):
@@ -571,6 +573,21 @@ def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):
 
     with pytest.raises(kind, match=text):
         torch.func.grad(f)(one(0.1)) if transform else f(one(0.1, requires_grad=True)).backward()
+
+
+def test_params_of_another_structure_are_refused():
+    says = Says(result=TrainOutputs([W], None, torch.zeros(3)))
+    with pytest.raises(ValueError, match="Says must return TrainOutputs with params in the structure of inputs.params"):
+        hft.train(PLAIN, lambda p, x: line(p["w"], x), {"w": W}, DATA, strategy=says)
+
+
+def test_the_order_of_a_pullbacks_arguments():
+    class Swapped(Strategy):
+        def __call__(self, problem, inputs):
+            return with_pullback(problem, lambda *_: None, inputs)
+
+    with pytest.raises(TypeError, match="the first a function"):
+        trained(W, DATA, one(0.1), strategy=Swapped())
 
 
 # Derivatives that would be lost.

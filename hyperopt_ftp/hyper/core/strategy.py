@@ -112,6 +112,8 @@ def with_pullback(
     Raises:
         TypeError, ValueError: a result of ``pullback`` that does not fit the inputs.
     """
+    if not callable(pullback) or not isinstance(problem, InnerProblem):
+        raise TypeError("with_pullback takes (pullback, problem, inputs), the first a function")
     replay = Replay()
     again = partial(replay.run, replay.now())
 
@@ -162,11 +164,21 @@ def trained_by(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -
     derived = has_derivative(inputs)
     with twice_differentiable() if derived else nullcontext():
         found: Any = strategy(problem.guarded(inputs, derived=derived, closed=False), inputs)
-    if not isinstance(found, TrainOutputs):
-        raise TypeError(
-            f"{type(strategy).__name__} must return TrainOutputs(params, state, losses), got a {type(found).__name__}"
-        )
+    _check_outputs(type(strategy).__name__, found, inputs)
     return found
+
+
+def _check_outputs(name: str, found: Any, inputs: TrainInputs) -> None:
+    if not isinstance(found, TrainOutputs):
+        raise TypeError(f"{name} must return TrainOutputs(params, state, losses), got a {type(found).__name__}")
+    if tree.fitted(found.params, tree.Structure(inputs.params)) is None:
+        raise ValueError(f"{name} must return TrainOutputs with params in the structure of inputs.params")
+    count, losses = len(inputs.batches), found.losses
+    if not isinstance(losses, Tensor) or losses.shape != (count,):
+        got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        raise ValueError(
+            f"{name} must return the training losses as a tensor of shape ({count},), one a step, got {got}"
+        )
 
 
 def few_steps(problem: InnerProblem, inputs: TrainInputs, count: int = STEADY) -> tuple[InnerProblem, TrainInputs]:
