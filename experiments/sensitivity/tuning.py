@@ -35,7 +35,7 @@ WHICH = ("id", "ood")
 Gain = tuple[float, float]  # FTP minus AdamW, ID and OOD
 
 
-def drawn(groups: Sequence[int], count: int, of: int, seed: Sequence[int]) -> np.ndarray:
+def drawn(groups: Sequence[int] | np.ndarray, count: int, of: int, seed: Sequence[int]) -> np.ndarray:
     """Which groups are held out [DRAWS, of]: so many of those of a test."""
     generator = np.random.default_rng([SEED, count, *seed])
     held = np.zeros((DRAWS, of))
