@@ -1,5 +1,6 @@
 """What stands around optimizers and trainings, on the device: anchors, averages, loops that are resumed, AMP."""
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
@@ -156,3 +157,57 @@ def test_offload_and_back_through_a_file():
     file.seek(0)
     back, _ = torch.load(file, weights_only=False, map_location="cpu")
     same(params, back)
+
+
+def network(device: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double().to(device)
+
+
+def stepped(net: nn.Module, opt: Any, steps: int = 3) -> list[Tensor]:
+    g = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(5, 4, dtype=F64, generator=g).to(net[0].weight.device)
+        opt.zero_grad()
+        net(x).square().mean().backward()
+        opt.step()
+    return [p.detach() for p in net.parameters()]
+
+
+def elsewhere(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().cpu() + 0.1 for name, p in net.named_parameters()}
+
+
+OF_A_MODULE: dict[str, Callable[[nn.Module], Any]] = {
+    "PureOptimizer": lambda net: hft.PureOptimizer(net.named_parameters(), hft.adam(lr=0.1)),
+    "a tower": lambda net: hft.PureOptimizer(
+        net.named_parameters(), hft.hyper(hft.adam(lr=0.1), by=hft.sgd(lr=1e-3), over="lr")
+    ),
+    "anchor_device": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, anchor_device="cpu"),
+    "anchor_dtype": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, anchor_dtype=torch.float32),
+    "an anchor of the CPU": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, anchor=elsewhere(net)),
+    "capturable": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, capturable=True),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_MODULE)
+def test_an_optimizer_of_a_module(name: str):
+    found, want = (stepped(net, OF_A_MODULE[name](net)) for net in map(network, ("sim", "cpu")))
+    same(found, want)
+
+
+def test_a_copy_steps_as_the_first():
+    net = network("sim")
+    opt = hft.FTPAdamW(net.named_parameters(), lr=0.1)
+    stepped(net, opt)
+    other, its = copy.deepcopy((net, opt))
+    same(stepped(net, opt), moved(stepped(other, its), "cpu"))
+
+
+def test_measuring_does_not_wait_for_each_layer():
+    net = network("sim")
+    opt = hft.FTPAdamW(net.named_parameters(), lr=0.1)
+    stepped(net, opt)
+    with waits() as found:
+        hft.measure(opt)
+    assert sum(found.values()) <= 2
