@@ -70,6 +70,26 @@ def test_bilevel():
     same([r.hparams for r in rounds("sim")], [r.hparams for r in rounds("cpu")])
 
 
+def test_a_round_of_bilevel_reads_once_however_many_tensors_there_are():
+    counted = []
+    for count in (2, 20):
+        params = {f"w{i}": torch.ones(2, dtype=F64, device="sim") for i in range(count)}
+        data = [torch.ones((), dtype=F64, device="sim")] * 9
+
+        def own(p: Any, x: Tensor) -> Tensor:
+            return torch.stack([((w - 2 * x) ** 2).sum() for w in p.values()]).sum()
+
+        run = hft.bilevel(
+            hft.sgd(lr=0.05, momentum=0.5), hft.adam(lr=0.01), "lr", own, own, params, data, data, inner_steps=2,
+            outer_steps=3,
+        )  # fmt: skip
+        next(run)
+        with waits() as found:
+            next(run)
+        counted.append(sum(found.values()))
+    assert counted[0] == counted[1]
+
+
 def test_a_bilevel_that_comes_back_on_the_cpu_goes_on():
     """As ``torch.load(map_location="cpu")`` gives its state."""
     (first, _) = rounds("sim")

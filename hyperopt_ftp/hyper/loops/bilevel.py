@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import tree
 from ...calls import check_choice, check_count, explained
+from ...dtensors import is_dtensor
 from ...optimizers import hparam_paths as paths
 from ...optimizers.constraints import Constraints
 from ...optimizers.leafwise import check_params
@@ -284,4 +285,12 @@ def _on_devices_of(first: Any, values: Any) -> Any:
 
 
 def _finite(values: Any) -> bool:
-    return all(bool(x.isfinite().all()) for x in tree.leaves(values) if isinstance(x, Tensor))
+    """Plain tensors are read once for each device, however many there are."""
+    flags: dict[torch.device, list[Tensor]] = {}
+    for x in tree.leaves(values):
+        if is_dtensor(x):
+            if not bool(x.isfinite().all()):
+                return False
+        elif isinstance(x, Tensor):
+            flags.setdefault(x.device, []).append(x.isfinite().all())
+    return all(bool(torch.stack(own).all()) for own in flags.values())
