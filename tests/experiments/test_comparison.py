@@ -18,7 +18,9 @@ from ..support.measured import numbers
 from .running import Ran, ran
 from .small_task import STUDY, Config, Points
 
-WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_share", "ftp_start", "tpgm", "mars_sp"}
+WITH_RADII = {
+    "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_share", "ftp_radius", "ftp_start", "tpgm", "mars_sp"
+}  # fmt: skip
 TRAINED = METHODS.keys() - FOLLOWS.keys()
 
 
