@@ -78,8 +78,8 @@ class Unroll(Strategy):
             workspace inside kernels, and larger later batches.
         first_order: training gradients count as constants, and updates alone are differentiated (FOMAML, arXiv
             1703.03400, section 5.2): ``lambda_p <- pbar, lambda_s <- sbar, dL/dh += hbar``. No product with second
-            derivatives is made, and no graph of the loss is kept. Derivatives in ``hparams["loss"]`` and in batches are
-            0. For plain params of one process.
+            derivatives is made, and no graph of the loss is kept. ``hparams["loss"]`` and batches have no derivative.
+            For plain params of one process.
         compile: compile all steps into one program, and the backward pass into another, by ``torch.compile``. ``True``:
             inductor, or the name of another backend. Small networks run several times as fast, after about 20 seconds
             of compilation for any number of steps (a transformer: one or two minutes; logged). Only points are kept.
