@@ -1,7 +1,6 @@
 """What stands around optimizers and trainings, on the device: anchors, averages, loops that are resumed, AMP."""
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -128,11 +127,19 @@ def test_amp():
     assert net.weight.isfinite().all()
 
 
-def test_estimate():
-    params, data = moved(start(), "sim"), moved(batches(4), "sim")
-    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()):
-        found = hft.estimate(hft.sgd(lr=0.1), loss, params, data, over="lr", strategy=strategy)
-        assert found
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=str)
+def test_an_estimate_is_that_of_the_cpu(strategy: Any):
+    found, want = (
+        hft.estimate(
+            hft.sgd(lr=0.1), loss, moved(start(), device), moved(batches(4), device), over="lr", strategy=strategy
+        )
+        for device in ("sim", "cpu")
+    )
+    assert (found.gradients, found.products, found.plan) == (want.gradients, want.products, want.plan)
+    # What is on the CPU there: states of the generator at each point, and numbers.
+    states, rest = divmod(want.memory - found.memory, torch.get_rng_state().numel())
+    assert (states > 0) is (strategy == hft.Unroll(checkpoint=1))
+    assert 0 <= rest <= 0.1 * found.memory
 
 
 def test_a_batch_on_another_device():
@@ -167,16 +174,6 @@ def test_a_comparison_of_recomputed_steps_reads_once():
             call()
         counted.append(found)
     assert counted[0] == counted[1]
-
-
-def test_offload_and_back_through_a_file():
-    params = moved(start(), "sim")
-    state = hft.adam().init(params)
-    file = io.BytesIO()
-    torch.save((params, state), file)
-    file.seek(0)
-    back, _ = torch.load(file, weights_only=False, map_location="cpu")
-    same(params, back)
 
 
 def network(device: str) -> nn.Module:
@@ -224,10 +221,10 @@ def test_a_copy_steps_as_the_first():
     same(stepped(net, opt), moved(stepped(other, its), "cpu"))
 
 
-def test_measuring_does_not_wait_for_each_layer():
+def test_measuring_reads_all_layers_at_once():
     net = network("sim")
     opt = hft.FTPAdamW(net.named_parameters(), lr=0.1)
     stepped(net, opt)
     with waits() as found:
         hft.measure(opt)
-    assert sum(found.values()) <= 2
+    assert sum(found.values()) == 1

@@ -67,10 +67,7 @@ def test_hypergradients_are_those_of_the_cpu(strategy: str, optimizer: str, numb
     over = ("lr", "loss", "params") if optimizer == "sgd" else None
     if strategy == "ZeroOrder":
         over = "loss"
-    try:
-        want = gradient("cpu", optimizer, STRATEGIES[strategy], "cpu", over=over)()
-    except (ValueError, TypeError) as error:
-        pytest.skip(str(error))
+    want = gradient("cpu", optimizer, STRATEGIES[strategy], "cpu", over=over)()
     found = gradient("sim", optimizer, STRATEGIES[strategy], numbers, over=over)()
     assert all(x.device.type == "sim" for x in tree.leaves(found[2][0]))
     same(found[:2], want[:2])

@@ -66,8 +66,9 @@ class Entrywise:
         self._leaves, self._rebuild = tree.flatten(params)
         self._state = state
         count = len(self._leaves)
-        self._join = count >= rule.join_from and count * steps >= 2 * rule.join_from  # one step of a short rule is not
-        self._pieces = 1 if self._join else len(self._leaves)
+        # One step of a short rule costs less than to join the weights and to part them again.
+        self._join = count >= rule.join_from and count * steps >= 2 * rule.join_from
+        self._pieces = 1 if self._join else count
         self._shapes = [x.shape for x in self._leaves] if self._join else []
         self._sizes = [shape.numel() for shape in self._shapes]
         numbers = rule.flat(hparams)

@@ -24,12 +24,6 @@ def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
 _NODE = itemgetter(0)  # of a pair with the number of its input
 
 
-def leaves_below(node: Node | None) -> list[Tensor]:
-    """The leaves that a graph ends in."""
-    leaves = [getattr(x, "variable", None) for x in nodes_below(node)]
-    return [x for x in leaves if isinstance(x, Tensor)]
-
-
 def leaf_of(node: Node) -> Tensor | None:
     """The leaf whose gradient a node would accumulate."""
     leaf = getattr(node, "variable", None)

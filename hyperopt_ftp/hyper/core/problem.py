@@ -15,7 +15,7 @@ from ... import tree
 from ...dtensors import in_layout_of
 from ...types import Optimizer, Params, State
 from .carry import carry_of
-from .graph import leaves_below
+from .graph import ends_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached, is_float, requiring_grad
 from .second_order import twice_differentiable
@@ -276,7 +276,7 @@ class PlainLoop:
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
         own = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
-        return any(id(x) not in own for x in leaves_below(loss.grad_fn))
+        return any(id(x) not in own for x in ends_below([loss.grad_fn], ()))
 
 
 def _unchanged(update: Any) -> Any:
