@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
 from operator import itemgetter
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -19,6 +21,29 @@ def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
             if node not in until:
                 stack += map(_NODE, node.next_functions)
     return [*found]
+
+
+def is_freed(tensors: Iterable[Any]) -> bool:
+    """Whether a backward pass has freed the graph that one of some tensors was made by, as far as its end shows."""
+    return any(isinstance(x, Tensor) and x.grad_fn is not None and _node_is_freed(x.grad_fn) for x in tensors)
+
+
+def _node_is_freed(node: Node) -> bool:
+    rows, some = [node], 0
+    while rows and (some := some + 1) < 30:  # nodes that save no tensor do not tell
+        node = rows.pop(0)
+        try:
+            if any(isinstance(getattr(node, name), (Tensor, tuple)) for name in _saved(type(node))):
+                return False
+        except RuntimeError:
+            return True
+        rows += [below for below, _ in node.next_functions if below is not None]
+    return False
+
+
+@lru_cache
+def _saved(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors"]
 
 
 _NODE = itemgetter(0)  # of a pair with the number of its input
