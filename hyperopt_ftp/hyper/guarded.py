@@ -24,16 +24,8 @@ from .guards.update import GuardedUpdate
 from .guards.verdict import Needs, Verdict, verdict_on
 
 
-def problem_of(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False, before: int = 0,
-    seen: dict[Needs, Verdict] | None = None,
-) -> InnerProblem:  # fmt: skip
-    """
-    Args:
-        sharded: whether params are DTensors.
-        before: the number of steps that have been made.
-        seen: what has been found in these, where not all is visible that a loss depends on.
-    """
+def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False) -> InnerProblem:
+    """``sharded``: whether params are DTensors."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     local = train_loss if processes is None else processes.loss
     if sharded:
@@ -49,17 +41,17 @@ def problem_of(
             raise shards_differ(f"{name}, unlike Unroll,")
 
     def guard(problem: InnerProblem, inputs: TrainInputs, needs: dict[str, bool]) -> InnerProblem:
-        return _guarded(problem, local, everywhere, inputs, Needs(**needs), seen)
+        return _guarded(problem, local, everywhere, inputs, Needs(**needs))
 
     return InnerProblem(
         optimizer, everywhere(local), alone=not (processes or sharded), agreed=partial(agreed, train_loss),
-        refuse_shards=refuse_shards, guard=guard, before=before,
+        refuse_shards=refuse_shards, guard=guard,
     )  # fmt: skip
 
 
 def _guarded(
     problem: InnerProblem, local: Callable[..., Tensor], everywhere: Callable[..., Any], inputs: TrainInputs,
-    needs: Needs, seen: dict[Needs, Verdict] | None,
+    needs: Needs,
 ) -> InnerProblem:  # fmt: skip
     update = problem.optimizer.update
     rule = entry_rule(update)
@@ -72,7 +64,7 @@ def _guarded(
     if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
         given += tree.leaves(batches[0])
         given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]
-    verdict = verdict_on(local, None if trusted else update, needs, given, seen)
+    verdict = verdict_on(local, None if trusted else update, needs, given)
     loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:

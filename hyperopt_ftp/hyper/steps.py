@@ -38,19 +38,11 @@ def steps(
         optimizer, train_loss, params, hparams, state: as in :func:`train`.
         batches: any iterable, also an endless one. A step's batch is asked for when the step is, not before, so a
             generator may make it of the params that have been seen; the way through these is differentiated.
-        strategy: what is kept of each step.
-
-            ============================  =============================================================================
-            ``Unroll()``                  the graph, up to 128 MiB for all steps so far; from then on the point where a
-                                          step begins
-            ``Unroll(checkpoint=False)``  the graph
-            ``Unroll(checkpoint=1)``      the point: its gradient is computed again on the way back
-            ``Unroll(truncate=1)``        the last step is differentiated alone, so nothing of the steps before it
-            ``Unroll(first_order=True)``  the graphs of updates
-            ``Implicit()``                the last step: each step is taken for the end of training, by its own batch
-            ============================  =============================================================================
-
-            Others need all steps at once. Between steps adjoints have the dtype of the params, also 16-bit ones.
+        strategy: what is kept of each step. ``Unroll()``: its graph, up to 128 MiB for all steps so far, and then the
+            point where it begins. ``Unroll(checkpoint=False)``: its graph, ``checkpoint=1`` its point,
+            ``first_order=True`` the graph of its update. With ``Unroll(truncate=1)`` and ``Implicit()`` only the last
+            step is kept, and each step's derivative is that of a training that ends there. Others need all steps at
+            once. Between steps adjoints have the dtype of the params, also 16 bits.
 
     Yields:
         :class:`~hyperopt_ftp.hyper.Step`: ``k`` (from 0), the ``params`` and ``state`` after the step, and the training

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import wraps
-from typing import Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .core.graph import is_freed
+from .core.graph import freed
 from .core.inputs import ConstantBatches, Step, TrainInputs, TrainOutputs
 from .core.leaves import all_finite, detached, requiring_grad, without_inference
 from .core.problem import has_derivative
@@ -33,15 +33,11 @@ from .guards.call_arguments import (
     check_leaves,
     check_protocol,
     no_batches,
-    refuse_inference,
     warn_of_frozen,
 )
-from .guards.verdict import Needs, Verdict
 from .strategies.unroll import Unroll
 
 _DEFAULT = Unroll()
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
@@ -145,22 +141,6 @@ def checked(
     return full, strategy
 
 
-def outside_inference(function: F) -> F:
-    """A decorator: inference mode is left for the call, which makes values alone then."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        if under_transform():
-            refuse_inference()
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
-
-    return cast(F, call)
-
-
-@outside_inference
 def trained(
     optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
@@ -170,9 +150,11 @@ def trained(
     state: StateT | None,
     strategy: Strategy,
     before: int = 0,
-    seen: dict[Needs, Verdict] | None = None,
 ) -> TrainOutputs[TreeT, StateT]:
-    """``before``, ``seen``: see :func:`problem_of`."""
+    """``before``: see :class:`InnerProblem`."""
+    if torch.is_inference_mode_enabled():  # which is left: nothing is differentiated there
+        with torch.inference_mode(False), torch.no_grad():
+            return trained(optimizer, train_loss, params, batches, full, state, strategy, before)
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)
@@ -180,12 +162,14 @@ def trained(
     sharded = any(map(is_dtensor, own))
     if sharded:
         inputs = on_mesh(inputs, optimizer)
-    _explain_freed(own + tree.leaves(state))
+    for node in freed(own + tree.leaves(state)):
+        node.register_prehook(_refuse_again)
     if check_leaves(own + tree.leaves((full, state, given))):
         inputs = without_inference(inputs)
     if under_transform() or before == 1:
         _warn_of_float16(inputs)
-    run = trained_by(strategy, problem_of(optimizer, train_loss, sharded, before, seen), inputs)
+    problem = problem_of(optimizer, train_loss, sharded)
+    run = trained_by(strategy, replace(problem, before=before) if before else problem, inputs)
     return refuse_other_processes(run, inputs) if sharded else run
 
 
@@ -194,19 +178,13 @@ def entries(batches: Any) -> Iterator[Any]:
 
 
 def walked(
-    optimizer: Optimizer[StateT],
-    train_loss: Callable[..., Tensor],
-    params: TreeT,
-    batches: Iterable[Any],
-    full: HParams,
-    state: StateT | None,
-    strategy: Strategy,
-) -> Generator[Step[TreeT, StateT], None, None]:
+    optimizer: Optimizer[StateT], train_loss: Callable[..., Tensor], params: TreeT, batches: Iterable[Any],
+    full: HParams, state: StateT | None, strategy: Strategy,
+) -> Generator[Step[TreeT, StateT], None, None]:  # fmt: skip
     """The steps of a training, each a training of its own."""
-    full, seen = beside(tree.leaves(params), full), dict[Needs, Verdict]()  # numbers go to the device once
-    k = None
+    full, k = beside(tree.leaves(params), full), None  # numbers go to the device once
     for k, batch in enumerate(batches):
-        run = trained(optimizer, train_loss, params, [batch], full, state, strategy, k, seen)
+        run = trained(optimizer, train_loss, params, [batch], full, state, strategy, k)
         params, state = run[:2] if not strategy.constant_start else detached(run[:2])
         yield Step(k, run.params, run.state, run.losses[0])
     if k is None:
@@ -243,7 +221,9 @@ def beside(params: Sequence[Tensor], hparams: HParams) -> HParams:
 
 def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> None:
     """A module's parameters always require grad; what else requires it was asked for."""
-    asked = requiring_grad(params) if strategy.constant_start and torch.is_grad_enabled() else []
+    if not strategy.constant_start or not torch.is_grad_enabled() or under_transform():
+        return
+    asked = requiring_grad(params)
     meant = any(x.is_leaf and not isinstance(x, torch.nn.Parameter) for x in asked)
     if meant or (asked and not requiring_grad(others)):
         warnings.warn(
@@ -255,15 +235,8 @@ def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> N
         )
 
 
-def _explain_freed(tensors: Sequence[Any]) -> None:
-    """A hint in place of torch's error, in a backward pass that would go where one has been."""
-    if is_freed(tensors):
-        for node in [x.grad_fn for x in tensors if isinstance(x, Tensor)]:
-            if node is not None:
-                node.register_prehook(_refuse_again)
-
-
 def _refuse_again(grads: Any) -> None:
+    """In place of torch's error, in a backward pass that would go where one has been."""
     raise RuntimeError(
         "this backward pass goes on into an earlier training, through which one has gone already: begin the next "
         "training where the last one ended by run = run.detached(); for a loss at each step, add the losses and call "

@@ -23,22 +23,27 @@ def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
     return [*found]
 
 
-def is_freed(tensors: Iterable[Any]) -> bool:
-    """Whether a backward pass has freed the graph that one of some tensors was made by, as far as its end shows."""
-    return any(isinstance(x, Tensor) and x.grad_fn is not None and _node_is_freed(x.grad_fn) for x in tensors)
+def freed(tensors: Iterable[Any]) -> list[Node]:
+    """Of the nodes that have made some tensors, those of graphs that a backward pass has freed."""
+    nodes = [x.grad_fn for x in tensors if isinstance(x, Tensor) and x.grad_fn is not None]
+    return [node for node in nodes if _is_freed(node)]
 
 
-def _node_is_freed(node: Node) -> bool:
-    rows, some = [node], 0
-    while rows and (some := some + 1) < 30:  # nodes that save no tensor do not tell
-        node = rows.pop(0)
+def _is_freed(node: Node) -> bool:
+    some, rest = 0, [node]
+    while rest and (some := some + 1) < 30:  # the first that saves tensors tells; it is near
+        node = rest.pop(0)
         try:
-            if any(isinstance(getattr(node, name), (Tensor, tuple)) for name in _saved(type(node))):
+            if any(map(_has_tensor, [getattr(node, name) for name in _saved(type(node))])):
                 return False
-        except RuntimeError:
-            return True
-        rows += [below for below, _ in node.next_functions if below is not None]
+        except RuntimeError as error:  # or a saved tensor was changed in place
+            return "second time" in str(error)
+        rest += [below for below, _ in node.next_functions if below is not None]
     return False
+
+
+def _has_tensor(saved: Any) -> bool:
+    return any(isinstance(x, Tensor) for x in (saved if isinstance(saved, tuple) else [saved]))
 
 
 @lru_cache

@@ -56,17 +56,14 @@ class Verdict:
     refusal: Exception | None = None
 
 
-def verdict_on(
-    loss: Callable[..., Any], update: Any, needs: Needs, given: Sequence[Any], seen: dict[Needs, Verdict] | None
-) -> Verdict:
+def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Sequence[Any]) -> Verdict:
     """The verdict on earlier calls of such functions, with arguments of such kinds.
 
-    Where not all that they depend on is visible, an empty one, or that of earlier steps, of ``seen``. ``update`` is
-    ``None`` if it is known to be right.
+    An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
     """
     key = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
     if key is None:
-        return Verdict() if seen is None else seen.setdefault(needs, Verdict())
+        return Verdict()
     tensors = [x for x in given if isinstance(x, Tensor)]
     kinds = tuple([(x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device) for x in tensors])
     return _known(needs, (*kinds_of_transforms(),), kinds, key)
