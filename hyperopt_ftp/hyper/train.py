@@ -75,7 +75,7 @@ def train(
             differentiated too.
         strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or your own
             :class:`~hyperopt_ftp.hyper.Strategy`.
-        progress: show a bar of the steps, by tqdm (``pip install tqdm``). They are those of :func:`steps` then, which
+        progress: show a bar of the steps, by tqdm (extra ``progress``). They are those of :func:`steps` then, which
             some strategies do not take.
 
     Returns:
@@ -206,7 +206,8 @@ def _bar(steps: Iterable[Step[TreeT, StateT]], count: int) -> Iterable[Step[Tree
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
-        raise ImportError("progress=True shows a bar by tqdm, which is not installed: pip install tqdm") from error
+        hint = "pip install 'hyperopt-ftp[progress]'"
+        raise ImportError(f"progress=True shows a bar by tqdm, which is not installed: {hint}") from error
     return tqdm(steps, total=count)
 
 
@@ -220,12 +221,12 @@ def beside(params: Sequence[Tensor], hparams: HParams) -> HParams:
 
 
 def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> None:
-    """A module's parameters always require grad; what else requires it was asked for."""
+    """A module's parameters always require grad. What else does was asked for, if not as another input (iMAML)."""
     if not strategy.constant_start or not torch.is_grad_enabled() or under_transform():
         return
-    asked = requiring_grad(params)
-    meant = any(x.is_leaf and not isinstance(x, torch.nn.Parameter) for x in asked)
-    if meant or (asked and not requiring_grad(others)):
+    asked, elsewhere = requiring_grad(params), set(map(id, requiring_grad(others)))
+    meant = any(x.is_leaf and not isinstance(x, torch.nn.Parameter) and id(x) not in elsewhere for x in asked)
+    if meant or (asked and not elsewhere):
         warnings.warn(
             f"params require grad, and this {type(strategy).__name__} takes the start of training for a constant, so "
             "they get no derivative (their .grad stays None): for first-order MAML take hft.Unroll(first_order=True), "

@@ -532,6 +532,7 @@ def test_params_that_would_get_no_derivative_are_told(strategy):
         with pytest.warns(UserWarning, match=told):
             hft.steps(SGD, loss, own, DATA, strategy=strategy)
     run(lr, strategy, params=module)
+    run(lr, strategy, params=own, own=own, train_loss=lambda p, x, center: loss(p, x) + loss(p, center))
     run(lr, strategy)
     with torch.no_grad():
         run(lr, strategy, params=own)
@@ -554,5 +555,5 @@ def test_a_bar_shows_the_steps_and_changes_nothing(capsys, monkeypatch):
     with pytest.raises(TypeError, match="progress must be True or False, got 'yes'"):
         hft.train(SGD, loss, W, DATA, progress="yes")
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(ImportError, match="progress=True shows a bar by tqdm, .*pip install tqdm"):
+    with pytest.raises(ImportError, match="progress=True shows a bar by tqdm, .*pip install 'hyperopt-ftp.progress.'"):
         hft.train(SGD, lambda p, x: None, W, DATA, progress=True)
