@@ -97,6 +97,11 @@ def training(params: Params, data: list[Tensor]) -> None:
     run = hft.train(hft.adam(), loss, params, data)
     assert_type(run.params, Params)
     hft.sgd().update(run.params, run.state, run.params)  # pyright: ignore[reportArgumentType]  # Adam's
+    for step in hft.steps(hft.adam(), loss, params, iter(data)):
+        assert_type(step.params, Params)
+        hft.adam().update(params, step.state, step.params)
+        hft.sgd().update(params, step.state, params)  # pyright: ignore[reportArgumentType]  # Adam's
+    assert_type(run.detached().params, Params)
     again = hft.train(hft.adam(), loss, run.params, data, state=run.state, strategy=hft.Forward(chunk=1))
     assert_type(again.params.weight, Tensor)
     hft.train(hft.adam(), loss, params, data, strategy=hft.Unroll)  # pyright: ignore[reportArgumentType]  # the class

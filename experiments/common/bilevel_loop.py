@@ -151,7 +151,8 @@ def fit_radii(
     tuned = {"radius": optimizer.hparams["radius"]}
     # As hft.bilevel begins by itself, but that `base` goes on; and a saved state has to be put into its structure.
     start = optimizer.init(params)._replace(base=inner)
-    state = BilevelState(torch.zeros((), dtype=torch.int64), params, start, tuned, by.init(tuned))
+    zero = torch.zeros((), dtype=torch.int64)
+    state = BilevelState(zero, params, start, tuned, by.init(tuned), zero)
     if saved is not None:
         leaves, structure = pytree.tree_flatten(state)
         leaves = [new.to(old.device) for new, old in zip(saved["state"], leaves, strict=True)]

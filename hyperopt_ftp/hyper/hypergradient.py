@@ -17,17 +17,17 @@ from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers import hparam_paths as paths
 from ..types import HParams, Optimizer, Params, StateT, TreeT
-from .core.inputs import TrainOutputs
+from .core.inputs import Step, TrainOutputs
 from .core.leaves import all_finite, combine, detached, detached_leaves, floats, is_float
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.sharded_params import same_everywhere, whole_params
-from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar
+from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar, refuse_inference
 from .guards.messages import LOSSES
 from .guards.operations import watched_operations
-from .train import checked, trained
+from .train import checked, joined, trained, walked
 
 #: What ``over`` can name beside hparams.
 START = ("params", "batches")
@@ -99,6 +99,7 @@ def selected(
     params: Params, batches: Any, over: str | Sequence[str] | None, full: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that ``over`` can name, and what it names."""
+    refuse_inference()
     everything = with_start(full, params, batches)
     names = tuple(full) if over is None else paths.normalise(over, everything)
     tuned = paths.select(everything, names)
@@ -116,9 +117,11 @@ def value_and_grad(
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
+    stop: Callable[[Step], Any] | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
+    """``stop``: a rule that ends training, where ``batches`` is any iterable."""
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
-    everything, tuned = selected(params, check_batches(batches), over, full)
+    everything, tuned = selected(params, batches if stop else check_batches(batches), over, full)
     by_values = type(strategy).value_and_grad is not Strategy.value_and_grad
     _check_shards(tuned, params, train_loss, outer_loss, type(strategy).__name__ if by_values else None)
     check_loss("outer_loss", outer_loss)
@@ -132,7 +135,8 @@ def value_and_grad(
     def objective(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
         given = paths.merge(fixed, mine if leaves is own else combine(tuned, leaves))
         h = without_start(given)
-        run = trained(optimizer, train_loss, given["params"], given["batches"], h, first, how)
+        inputs = optimizer, train_loss, given["params"], given["batches"], h, first, how
+        run = joined(walked(*inputs), stop) if stop else trained(*inputs)
         with twice_differentiable():
             ends = whole_params(run.params)
             value = outer_loss(ends, h["loss"]) if sees else outer_loss(ends)

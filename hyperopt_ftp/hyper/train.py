@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from .. import tree
-from ..calls import callers_level, explained
+from ..calls import callers_level, check_flag, explained
 from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .core.inputs import ConstantBatches, TrainInputs, TrainOutputs
-from .core.leaves import all_finite
+from .core.graph import freed
+from .core.inputs import ConstantBatches, Step, TrainInputs, TrainOutputs
+from .core.leaves import all_finite, detached, requiring_grad, without_inference
 from .core.problem import has_derivative
-from .core.strategy import Strategy, check_strategy, trained_by
+from .core.strategy import Strategy, check_stepwise, check_strategy, trained_by
 from .core.torch_private import tracked, under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
@@ -30,6 +32,7 @@ from .guards.call_arguments import (
     check_hparams,
     check_leaves,
     check_protocol,
+    no_batches,
     warn_of_frozen,
 )
 from .strategies.unroll import Unroll
@@ -48,6 +51,7 @@ def train(
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
+    progress: bool = False,
 ) -> TrainOutputs[TreeT, StateT]:
     """Train for ``len(batches)`` steps, as one function that can be differentiated.
 
@@ -71,26 +75,32 @@ def train(
             differentiated too.
         strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or your own
             :class:`~hyperopt_ftp.hyper.Strategy`.
+        progress: show a bar of the steps, by tqdm (extra ``progress``). They are those of :func:`steps` then, which
+            some strategies do not take.
 
     Returns:
         ``(params, state, losses)``: the params and state after the last step, and the training loss before each step,
-        shape ``(K,)``, without a graph.
+        shape ``(K,)``, without a graph. ``detached()`` of it has no graphs at all, to begin another training there.
 
     Raises:
         TypeError: an optimizer that is not pure, integer params, batches that are not a sequence, an unknown strategy,
             entries of ``hparams["loss"]`` that are not tensors.
         ValueError: no batches; a loss that is not a scalar, has no graph, or cannot take ``hparams["loss"]``; a loss
             that closes over a tensor that requires grad, where autograd does not own the graph, so that its derivative
-            would be lost; tensors on the meta device or of inference mode; complex tensors that require grad.
-        RuntimeError: inference mode; errors of the strategy; in the backward pass, a tensor that was changed in place,
-            or ``create_graph=True`` with a strategy that is not exact.
+            would be lost; tensors on the meta device; complex tensors that require grad; ``progress`` with a strategy
+            that needs all steps at once.
+        ImportError: ``progress`` without tqdm.
+        RuntimeError: errors of the strategy; in the backward pass, a tensor that was changed in place, a training
+            through which one has gone, or ``create_graph=True`` with a strategy that is not exact.
 
     Warns:
-        UserWarning: a training loss that is not finite (once, at the end; not under a transform); float16 params under
-            a transform; frozen parameters of a module among params that require grad; warnings of the strategy.
+        UserWarning: a training loss that is not finite (once, at the end; not under a transform); params that require
+            grad, where the strategy has no derivative in them; float16 params under a transform; frozen parameters of a
+            module among params that require grad; warnings of the strategy.
 
     If a derivative is asked for, attention runs by its formula, because the fused kernels have no second derivative.
-    Functions compiled by ``torch.compile`` run uncompiled. Both hold for all threads of the process meanwhile.
+    Functions compiled by ``torch.compile`` run uncompiled. Both hold for all threads of the process meanwhile. Under
+    ``torch.inference_mode()``, which is left for the time of the call, there are values alone.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -104,7 +114,15 @@ def train(
     -3.93216
     """
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
-    run = trained(optimizer, train_loss, params, check_batches(batches), full, state, strategy)
+    check_flag("progress", progress)
+    batches = check_batches(batches)
+    warn_of_constant_start(strategy, params, (full, batches))
+    if progress:
+        check_stepwise("progress=True", strategy)
+        each = walked(optimizer, train_loss, params, entries(batches), full, state, strategy)
+        run = joined(_bar(each, len(batches)))
+    else:
+        run = trained(optimizer, train_loss, params, batches, full, state, strategy)
     _warn_of_nan(run.losses)
     return run
 
@@ -120,8 +138,6 @@ def checked(
     warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     check_arguments("train_loss", train_loss, 2, "loss" in full)
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
     return full, strategy
 
 
@@ -133,7 +149,12 @@ def trained(
     full: HParams,
     state: StateT | None,
     strategy: Strategy,
+    before: int = 0,
 ) -> TrainOutputs[TreeT, StateT]:
+    """``before``: see :class:`InnerProblem`."""
+    if torch.is_inference_mode_enabled():  # which is left: nothing is differentiated there
+        with torch.inference_mode(False), torch.no_grad():
+            return trained(optimizer, train_loss, params, batches, full, state, strategy, before)
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)
@@ -141,11 +162,53 @@ def trained(
     sharded = any(map(is_dtensor, own))
     if sharded:
         inputs = on_mesh(inputs, optimizer)
-    check_leaves(own + tree.leaves((full, state, given)))
-    if under_transform():
+    for node in freed(own + tree.leaves(state)):
+        node.register_prehook(_refuse_again)
+    if check_leaves(own + tree.leaves((full, state, given))):
+        inputs = without_inference(inputs)
+    if under_transform() or before == 1:
         _warn_of_float16(inputs)
-    run = trained_by(strategy, problem_of(optimizer, train_loss, sharded), inputs)
+    problem = problem_of(optimizer, train_loss, sharded)
+    run = trained_by(strategy, replace(problem, before=before) if before else problem, inputs)
     return refuse_other_processes(run, inputs) if sharded else run
+
+
+def entries(batches: Any) -> Iterator[Any]:
+    return (batches[k] for k in range(len(batches)))  # a sequence may not know where it ends
+
+
+def walked(
+    optimizer: Optimizer[StateT], train_loss: Callable[..., Tensor], params: TreeT, batches: Iterable[Any],
+    full: HParams, state: StateT | None, strategy: Strategy,
+) -> Generator[Step[TreeT, StateT], None, None]:  # fmt: skip
+    """The steps of a training, each a training of its own."""
+    full, k = beside(tree.leaves(params), full), None  # numbers go to the device once
+    for k, batch in enumerate(batches):
+        run = trained(optimizer, train_loss, params, [batch], full, state, strategy, k)
+        params, state = run[:2] if not strategy.constant_start else detached(run[:2])
+        yield Step(k, run.params, run.state, run.losses[0])
+    if k is None:
+        raise no_batches()
+
+
+def joined(steps: Iterable[Step[TreeT, StateT]], stop: Callable[[Step], Any] = lambda step: False) -> TrainOutputs:
+    """Steps up to the first where a rule says so, as one training."""
+    losses, step = list[Tensor](), None
+    for step in steps:
+        losses.append(step.loss)
+        if stop(step):
+            break
+    assert step is not None
+    return TrainOutputs(step.params, step.state, torch.stack(losses))
+
+
+def _bar(steps: Iterable[Step[TreeT, StateT]], count: int) -> Iterable[Step[TreeT, StateT]]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        hint = "pip install 'hyperopt-ftp[progress]'"
+        raise ImportError(f"progress=True shows a bar by tqdm, which is not installed: {hint}") from error
+    return tqdm(steps, total=count)
 
 
 def beside(params: Sequence[Tensor], hparams: HParams) -> HParams:
@@ -155,6 +218,31 @@ def beside(params: Sequence[Tensor], hparams: HParams) -> HParams:
     if len(devices) != 1 or params[0].is_cpu:
         return hparams
     return tree.map_tree(lambda x: x.to(params[0].device) if tracked(x) and x.is_cpu else x, hparams)
+
+
+def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> None:
+    """A module's parameters always require grad. What else does was asked for, if not as another input (iMAML)."""
+    if not strategy.constant_start or not torch.is_grad_enabled() or under_transform():
+        return
+    asked, elsewhere = requiring_grad(params), set(map(id, requiring_grad(others)))
+    meant = any(x.is_leaf and not isinstance(x, torch.nn.Parameter) and id(x) not in elsewhere for x in asked)
+    if meant or (asked and not elsewhere):
+        warnings.warn(
+            f"params require grad, and this {type(strategy).__name__} takes the start of training for a constant, so "
+            "they get no derivative (their .grad stays None): for first-order MAML take hft.Unroll(first_order=True), "
+            "for the whole derivative hft.Unroll(); to hold them fixed pass their detach()",
+            UserWarning,
+            stacklevel=callers_level(),
+        )
+
+
+def _refuse_again(grads: Any) -> None:
+    """In place of torch's error, in a backward pass that would go where one has been."""
+    raise RuntimeError(
+        "this backward pass goes on into an earlier training, through which one has gone already: begin the next "
+        "training where the last one ended by run = run.detached(); for a loss at each step, add the losses and call "
+        "backward() once, at the end; or call the earlier one with retain_graph=True"
+    )
 
 
 def _warn_of_nan(losses: Tensor) -> None:
@@ -172,8 +260,8 @@ def _warn_of_nan(losses: Tensor) -> None:
 def _warn_of_float16(inputs: TrainInputs) -> None:
     if any(x.dtype == torch.float16 for x in tree.leaves(inputs.params)) and has_derivative(inputs):
         warnings.warn(
-            "under a torch.func transform the adjoints of float16 params are float16 too, where small ones vanish; "
-            "without a transform they are kept in float32",
+            "under a torch.func transform, and between steps that are made one by one, the adjoints of float16 params "
+            "are float16 too, where small ones vanish; train keeps them in float32 without a transform",
             UserWarning,
             stacklevel=callers_level(),
         )

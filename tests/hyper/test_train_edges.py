@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -451,3 +452,108 @@ def test_a_warning_names_the_line_that_calls():
     assert [(w.filename, w.lineno) for w in seen] == [(__file__, call.__code__.co_firstlineno + 1)]
     assert grads["lr"] == 0
     assert not any(x.requires_grad for x in tree.leaves(end))
+
+
+# -- from one training to the next -----------------------------------------------------------------------------------
+
+
+@every_unroll
+def test_rounds_with_detached_in_between_are_those_of_a_loop(strategy):
+    lr, params, state, got, want = leaf(0.1), W, None, [], []
+    for _ in range(3):
+        found = run(lr, strategy, params=params, state=state)
+        got += torch.autograd.grad(loss(found.params, X), lr)
+        params, state, losses = found = found.detached()
+        assert not any(x.requires_grad for x in tree.leaves(found))
+        assert losses.shape == (4,)
+    w, m = W, torch.zeros_like(W)
+    for _ in range(3):
+        w, m = w.detach().requires_grad_(), m.detach()
+        for x in DATA:
+            (g,) = torch.autograd.grad(loss(w, x), w, create_graph=True)
+            m = 0.9 * m + g + 0.1 * w
+            w = w - lr * m
+        want += torch.autograd.grad(loss(w, X), lr)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    torch.testing.assert_close(params, w.detach(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("left", ["params", "state"])
+@pytest.mark.parametrize("opt", [SGD, hft.adam(lr=0.1), hft.sgd(lr=0.1)], ids=["momentum", "adam", "sgd"])
+@every_unroll
+def test_a_forgotten_detach_is_named(strategy, opt, left):
+    """In a net of several layers too, whose weights are one vector meanwhile."""
+
+    def layered(p, x):
+        return sum(loss(w, x) for w in p.values())
+
+    net, lr = {n: W + i for i, n in enumerate("abcd")}, leaf(0.1)
+    first = run(lr, strategy, opt, layered, net)
+    layered(first.params, X).backward()
+    given = {"params": first.params, "state": first.detached().state}
+    if left == "state":
+        if opt is not SGD:  # plain SGD has none, and a mean may be of no use any more
+            return
+        given = {"params": first.detached().params, "state": first.state}
+    again = run(lr, strategy, opt, layered, **given)
+    with pytest.raises(RuntimeError, match=r"goes on into an earlier training, .* run = run.detached\(\)"):
+        layered(again.params, X).backward()
+
+
+def test_a_graph_that_is_kept_or_not_gone_through_has_no_hint():
+    lr = leaf(0.1)
+    first = run(lr)
+    loss(first.params, X).backward(retain_graph=True)
+    loss(run(lr, params=first.params).params, X).backward()
+    moved = first.params.detach().requires_grad_()
+    torch.autograd.grad(loss(run(lr, params=first.params).params, X), first.params)  # ends there
+    (moved * 2).sum().backward()
+    views = (moved * 2).view(1, 3).view(3)
+    loss(run(lr, params=views).params, X).backward()
+
+
+SLOW = "ignore:Implicit"  # has not converged
+
+
+@pytest.mark.filterwarnings(SLOW)
+@pytest.mark.parametrize(
+    "strategy", [hft.Unroll(truncate=1), hft.Unroll(truncate=2, checkpoint=1), hft.Implicit("identity")], ids=str
+)
+def test_params_that_would_get_no_derivative_are_told(strategy):
+    """What looks like first-order MAML; and nothing where params merely belong to a module, or nothing is asked."""
+    own, lr = W.clone().requires_grad_(), leaf(0.1)
+    module = torch.nn.Parameter(W.clone())
+    told = r"params require grad, and this .* no derivative .*hft.Unroll\(first_order=True\)"
+    for params, given in ((own, SGD.hparams["lr"]), (own, lr), (module, SGD.hparams["lr"])):
+        with pytest.warns(UserWarning, match=told) as seen:
+            run(given, strategy, params=params)
+        assert seen[0].filename == __file__
+    if strategy.stepwise:
+        with pytest.warns(UserWarning, match=told):
+            hft.steps(SGD, loss, own, DATA, strategy=strategy)
+    run(lr, strategy, params=module)
+    run(lr, strategy, params=own, own=own, train_loss=lambda p, x, center: loss(p, x) + loss(p, center))
+    run(lr, strategy)
+    with torch.no_grad():
+        run(lr, strategy, params=own)
+    run(lr, params=own)
+
+
+# -- a bar -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_shows_the_steps_and_changes_nothing(capsys, monkeypatch):
+    lr = leaf(0.1)
+    want = run(lr)
+    for data in (DATA, torch.stack(DATA)):
+        found = hft.train(SGD, loss, W, data, hparams={"lr": lr}, progress=True)
+        assert "4/4" in capsys.readouterr().err
+        torch.testing.assert_close(found.detached(), want.detached(), rtol=1e-13, atol=1e-15)
+        slopes = [torch.autograd.grad(loss(x.params, X), lr, retain_graph=True)[0] for x in (found, want)]
+        torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TypeError, match="progress must be True or False, got 'yes'"):
+        hft.train(SGD, loss, W, DATA, progress="yes")
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="progress=True shows a bar by tqdm, .*pip install 'hyperopt-ftp.progress.'"):
+        hft.train(SGD, lambda p, x: None, W, DATA, progress=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
 from operator import itemgetter
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -19,6 +21,34 @@ def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
             if node not in until:
                 stack += map(_NODE, node.next_functions)
     return [*found]
+
+
+def freed(tensors: Iterable[Any]) -> list[Node]:
+    """Of the nodes that have made some tensors, those of graphs that a backward pass has freed."""
+    nodes = [x.grad_fn for x in tensors if isinstance(x, Tensor) and x.grad_fn is not None]
+    return [node for node in nodes if _is_freed(node)]
+
+
+def _is_freed(node: Node) -> bool:
+    some, rest = 0, [node]
+    while rest and (some := some + 1) < 30:  # the first that saves tensors tells; it is near
+        node = rest.pop(0)
+        try:
+            if any(map(_has_tensor, [getattr(node, name) for name in _saved(type(node))])):
+                return False
+        except RuntimeError as error:  # or a saved tensor was changed in place
+            return "second time" in str(error)
+        rest += [below for below, _ in node.next_functions if below is not None]
+    return False
+
+
+def _has_tensor(saved: Any) -> bool:
+    return any(isinstance(x, Tensor) for x in (saved if isinstance(saved, tuple) else [saved]))
+
+
+@lru_cache
+def _saved(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors"]
 
 
 _NODE = itemgetter(0)  # of a pair with the number of its input

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from torch import Tensor
 
 from ... import tree
 from ...types import HParams, Params, State, StateT, TreeT
+from .leaves import detached, without_inference
 
 
 class TrainInputs(NamedTuple):
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
         state: StateT
         losses: Any
 
+        def detached(self) -> TrainOutputs[TreeT, StateT]: ...
+
 else:
 
     class TrainOutputs(NamedTuple):
@@ -36,6 +40,20 @@ else:
         params: Params
         state: State
         losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
+
+        def detached(self) -> TrainOutputs:
+            """The same without graphs, for the next training to begin there."""
+            return detached(self)
+
+
+@dataclass(frozen=True)
+class Step(Generic[TreeT, StateT]):
+    """One step of :func:`~hyperopt_ftp.steps`."""
+
+    k: int  # counts from 0
+    params: TreeT  # after the step
+    state: StateT
+    loss: Tensor  # before it, shape (), without a graph
 
 
 class ConstantBatches:
@@ -48,7 +66,7 @@ class ConstantBatches:
         return len(self._batches)
 
     def __getitem__(self, k: int) -> Any:
-        batch = self._batches[k]
+        batch = without_inference(self._batches[k])
         for x in tree.leaves(batch):
             if isinstance(x, Tensor) and x.requires_grad:
                 raise ValueError(

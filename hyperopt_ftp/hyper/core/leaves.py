@@ -43,6 +43,11 @@ def detached(values: Any) -> Any:
     return detached_leaves(values, False)[1]
 
 
+def without_inference(values: Any) -> Any:
+    """A tree with copies in place of tensors that were made under inference mode, which autograd does not take."""
+    return tree.map_tree(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, values)
+
+
 def select_floats(values: Any, needs_grad: Any) -> list[Tensor]:
     rows = tree.leaves(values)
     return [x for x, chosen in zip(rows, _mask(rows, needs_grad), strict=True) if chosen and is_float(x)]

@@ -67,6 +67,7 @@ class InnerProblem:
         refuse_shards: called with the name of a strategy that cannot differentiate in shards of batches.
         guard: gives the problem with guards, for such inputs and needs.
         guards: of loss and update; ``None``: nothing is looked at.
+        before: number of steps that have been made before, whose graphs or points are kept too.
         again: calls a function, in a pullback with the random state in which training began.
     """
 
@@ -78,6 +79,7 @@ class InnerProblem:
     refuse_shards: Callable[[str], None] = lambda name: None
     guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
     guards: Guards | None = None
+    before: int = 0
     again: Callable[[Callable[[], Any]], Any] = lambda function: function()
 
     @property

@@ -56,6 +56,16 @@ class Strategy(ABC):
     differentiable. :func:`with_pullback` gives a training a derivative of your own.
     """
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether steps may be differentiated one by one, each as a training of its own."""
+        return False
+
+    @property
+    def constant_start(self) -> bool:
+        """Whether there is no derivative in the params and the state that training starts from."""
+        return False
+
     @abstractmethod
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         """The params, state and losses after all steps: differentiable in eager mode and under ``torch.func``."""
@@ -155,6 +165,15 @@ def check_strategy(strategy: Any) -> None:
         "strategy must be a hyperopt_ftp.hyper.Strategy, a class with the method __call__(problem, inputs), as Unroll, "
         f"Forward, Implicit and ZeroOrder are; got {got}{hint}"
     )
+
+
+def check_stepwise(who: str, strategy: Strategy) -> None:
+    if not strategy.stepwise:
+        raise ValueError(
+            f"{who} makes steps one by one, without knowing which is the last, and this {type(strategy).__name__} "
+            "needs all at once: take hft.Unroll() (with checkpoint=1 or False, truncate=1 or first_order, if you like) "
+            "or hft.Implicit(), or train a given number of steps"
+        )
 
 
 def trained_by(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:

@@ -111,22 +111,30 @@ def check_batches(batches: Any) -> Any:
         hint = "give the batches, not their number" if isinstance(batches, int) else hint
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
-        raise ValueError("batches is empty: there is no step to differentiate through")
+        raise no_batches()
     return list(batches) if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
 
 
-def check_leaves(leaves: Sequence[Any]) -> None:
+def no_batches() -> ValueError:
+    return ValueError("batches is empty: there is no step to differentiate through")
+
+
+def check_leaves(leaves: Sequence[Any]) -> bool:
+    """Whether one was made under inference mode."""
+    copied = False
     for x in leaves:
-        if isinstance(x, Tensor) and x.is_inference():
-            raise ValueError(
-                f"a tensor of shape {tuple(x.shape)} was made under torch.inference_mode(), so no gradient can be "
-                "taken with it; clone() it outside"
-            )
+        copied |= isinstance(x, Tensor) and x.is_inference()
         if isinstance(x, Tensor) and x.is_meta and not isinstance(x, FakeTensor):
             raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
     refuse_complex(leaves)
     if forward_ad._current_level >= 0 and not under_transform():
         raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
+    return copied
+
+
+def refuse_inference() -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("there are no gradients under torch.inference_mode(); leave it, or take values by hft.train")
 
 
 def refuse_complex(leaves: Sequence[Any]) -> None:

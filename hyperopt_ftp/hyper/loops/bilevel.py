@@ -16,9 +16,10 @@ from ...optimizers import hparam_paths as paths
 from ...optimizers.constraints import Constraints
 from ...optimizers.leafwise import check_params
 from ...types import Constraint, NotFinite, Optimizer, Params, State
+from ..core.inputs import Step
 from ..core.leaves import detached
 from ..core.problem import without_loss
-from ..core.strategy import Strategy
+from ..core.strategy import Strategy, check_stepwise
 from ..distributed.data_parallel import DataParallel, shards_differ
 from ..guards.call_arguments import argument_counts, check_loss
 from ..hypergradient import check_floats, value_and_grad, warn_of, with_start, without_start
@@ -35,6 +36,7 @@ class BilevelState(NamedTuple):
     inner: State  # the optimizer's
     tuned: dict[str, Any]  # current hyperparameters, by path
     outer: State  # the hyper-optimizer's; the state_dict of one of torch.optim
+    trained: Tensor  # shape (), int64: inner steps done
 
 
 class Record(NamedTuple):
@@ -60,7 +62,7 @@ def bilevel(
     train_batches: Iterable[Any],
     outer_batches: Iterable[Any],
     *,
-    inner_steps: int,
+    inner_steps: int | Callable[[int], int | Callable[[Step], Any]],
     outer_steps: int,
     strategy: Strategy | None = None,
     constrain: Mapping[str, Constraint] | None = None,
@@ -86,7 +88,10 @@ def bilevel(
             (``over="params.head"``).
         train_batches, outer_batches: a sequence is repeated. Any other iterable (a loader) is restarted when it ends. A
             resumed run continues at the same batch of a sequence, or of a ``DataLoader`` that reads in order.
-        inner_steps: K.
+        inner_steps: K, or a function of the number of the outer step (from 1). It gives K, or a rule that ends the
+            round, ``stop(step) -> bool`` of a :class:`~hyperopt_ftp.hyper.Step`:
+            ``inner_steps=lambda n: lambda step: step.loss < 0.1``. A round with a rule is one of :func:`steps`, with
+            the strategies of these.
         outer_steps: number of outer steps in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
         state: ``record.state`` of an earlier run, to resume it. It does not hold torch's default generators.
@@ -102,7 +107,8 @@ def bilevel(
     Raises:
         FloatingPointError: a hypergradient or params that are not finite, and where.
         TypeError: an optimizer, strategy or batches of another kind.
-        ValueError: no batches; steps below 1; a ``state`` of another run; as :func:`hypergradient`.
+        ValueError: no batches; steps below 1; a rule with a strategy that needs all steps at once; a ``state`` of
+            another run; as :func:`hypergradient`.
         ArithmeticError: as :class:`Implicit`.
 
     Warns:
@@ -122,7 +128,8 @@ def bilevel(
     check_choice("not_finite", not_finite, get_args(NotFinite))
     if isinstance(train_batches, Tensor) and train_batches.ndim:
         train_batches = list(train_batches.unbind())
-    check_count("inner_steps", inner_steps, "steps")
+    if not callable(inner_steps):
+        check_count("inner_steps", inner_steps, "steps")
     check_count("outer_steps", outer_steps, "steps")
     for name, batches in (("train_batches", train_batches), ("outer_batches", outer_batches)):
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
@@ -143,7 +150,7 @@ def bilevel(
     constraints = Constraints(names, constrain, optimizer.domains)
     _check_rounds(names, train_batches, inner_steps, reset, train_loss)
     zero, inner = torch.zeros((), dtype=torch.int64, device="cpu"), detached(optimizer.init(params, without_loss(full)))
-    first = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
+    first = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)), zero)
     if state is None:
         constraints.check(tuned)
     else:
@@ -162,7 +169,7 @@ class _Rounds:
     names: tuple[str, ...]
     train_loss: Callable[..., Tensor]
     outer_loss: Callable[..., Tensor]
-    inner_steps: int
+    inner_steps: int | Callable[[int], int | Callable[[Step], Any]]
     strategy: Strategy
     constraints: Constraints
     whole: dict[str, Any]  # hparams, "params" and "batches" as they were given
@@ -173,15 +180,23 @@ class _Rounds:
         self, state: BilevelState, train_batches: Iterable[Any], outer_batches: Iterable[Any], outer_steps: int
     ) -> Iterator[Record]:
         done = int(state.step)
-        train = batches_from(done * self.inner_steps, "train_batches", train_batches)
+        train = batches_from(int(state.trained), "train_batches", train_batches)
         outer = batches_from(done, "outer_batches", outer_batches)
         for _ in range(done, outer_steps):
-            record = self._round(state, [next(train) for _ in range(self.inner_steps)], next(outer))
+            record = self._round(state, train, next(outer))
             state = record.state
             yield record
 
-    def _round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
+    def _round(self, state: BilevelState, train: Iterator[Any], held_out: Any) -> Record:
         step = int(state.step) + 1
+        batches, rule = self._planned(step, train)
+        made = 0 if rule else len(batches)
+
+        def stop(step: Step) -> Any:
+            nonlocal made
+            made = step.k + 1
+            return rule(step)
+
         whole, params, inner = self.whole, state.params, state.inner
         if self.reset is not None:
             params, inner = self.reset(step) if callable(self.reset) else self.reset, None
@@ -196,11 +211,12 @@ class _Rounds:
             batches = list(given["batches"])
         value, slopes, (params, inner) = value_and_grad(
             self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, without_start(given),
-            inner, self.strategy,
+            inner, self.strategy, stop if rule else None,
         )  # fmt: skip
         warn_of(slopes)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
         count, lost = torch.tensor(step, device="cpu"), not _finite((params, inner))
+        ended = state.trained + made
         if self.not_finite == "error" and (skipped or lost):
             what, advice = "the params, or the optimizer's state, are", "learning rate"
             if skipped:
@@ -211,7 +227,7 @@ class _Rounds:
                 "not_finite='skip'"
             )
         if lost:
-            back = state._replace(step=count)
+            back = state._replace(step=count, trained=ended)
             return Record(step, value.item(), slopes, state.tuned, without_start(given), self.names, back)
         seen = {n: tree.map_tree(torch.zeros_like, h) if n in skipped else h for n, h in slopes.items()}
         free = self.constraints.free(state.tuned)
@@ -219,8 +235,17 @@ class _Rounds:
         tuned = self.constraints.natural(moved) | {name: state.tuned[name] for name in skipped}
         tuned = self._settled(given, tuned, inner)
         hparams = without_start(paths.merge(whole, tuned))
-        state = BilevelState(count, params, inner, tuned, outer)
+        state = BilevelState(count, params, inner, tuned, outer, ended)
         return Record(step, value.item(), slopes, tuned, hparams, skipped, state)
+
+    def _planned(self, step: int, train: Iterator[Any]) -> tuple[Any, Any]:
+        """The batches of a round, and the rule that ends it, if there is one."""
+        plan = self.inner_steps(step) if callable(self.inner_steps) else self.inner_steps
+        if callable(plan):
+            check_stepwise("a rule that ends a round", self.strategy)
+            return train, plan
+        check_count("inner_steps", plan, "steps")
+        return [next(train) for _ in range(plan)], None
 
     def _tunes(self, part: str) -> bool:
         return any(name.split(".")[0] == part for name in self.names)
@@ -241,7 +266,7 @@ class _Rounds:
 
 
 def _check_rounds(
-    names: tuple[str, ...], train_batches: Any, inner_steps: int, reset: Any, train_loss: Callable[..., Tensor]
+    names: tuple[str, ...], train_batches: Any, inner_steps: Any, reset: Any, train_loss: Callable[..., Tensor]
 ) -> None:
     parts = {name.split(".")[0] for name in names}
     if "batches" in parts and isinstance(train_loss, DataParallel):
@@ -249,8 +274,8 @@ def _check_rounds(
     if "batches" in parts and (not isinstance(train_batches, (list, tuple)) or len(train_batches) != inner_steps):
         got = len(train_batches) if isinstance(train_batches, Sequence) else type(train_batches).__name__
         raise ValueError(
-            f"over tunes batches: train_batches must be a list of inner_steps = {inner_steps} entries, the same in "
-            f"each round, got {got}"
+            f"over tunes batches: train_batches must be a list of inner_steps = {inner_steps} entries, a number, the "
+            f"same in each round, got {got}"
         )
     if "params" in names and reset is not None:
         raise ValueError("over='params' tunes where each round starts, and reset says it too; leave one out")

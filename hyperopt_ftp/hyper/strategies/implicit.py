@@ -100,6 +100,14 @@ class Implicit(Strategy):
         if self.report is not None and not callable(self.report):
             raise TypeError(f"report must be a function of one argument, got {shown(self.report)}")
 
+    @property
+    def stepwise(self) -> bool:
+        return self.batches == 1
+
+    @property
+    def constant_start(self) -> bool:
+        return True
+
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         self._check(inputs)
         needs = {"differentiates_whole_gradient": True}

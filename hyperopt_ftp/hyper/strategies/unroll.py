@@ -143,6 +143,15 @@ class Unroll(Strategy):
                 "memory and compile"
             )
 
+    @property
+    def stepwise(self) -> bool:
+        few = self.truncate in (None, 1) and self.checkpoint in (None, False, 1)
+        return few and not (self.offload or self.memory or self.compile)
+
+    @property
+    def constant_start(self) -> bool:
+        return self.truncate is not None
+
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         first = self._first(inputs)
         if under_transform() or self._may_keep_graphs(problem, inputs):
@@ -192,19 +201,20 @@ class Unroll(Strategy):
                     loop.run(first).detach()
             if transform or not torch.is_grad_enabled() or guarded.guards is None:
                 return loop.run().end()
-            verdict, left = guarded.guards.verdict, len(inputs.batches) - first
+            verdict, own = guarded.guards.verdict, len(inputs.batches) - first
             if not derived:  # but of a tensor that a loss or an update captures
                 if not loop.run(first + 1).has_graph:
                     return loop.run().end()
             elif not verdict.loss and loop.k == 0:
                 loop.run(1)
             # What is checkpointed in the loss is computed again in the backward pass, under its settings.
+            left = problem.before + own
             large = self.chooses and not self.first_order and left > 1
             large = large and not are_small(problem, verdict.bytes_made, inputs.params, left)
             if derived and large and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
             if derived and (large or (verdict.has_hooks and not self.first_order)):
-                plan = points_of_every(1) if large else with_graphs(left, left)
+                plan = points_of_every(1) if large else with_graphs(own, own)
                 begun = (loop, start if loop.k > first else None) if loop.k else None
                 return self._by_points(problem, inputs, first, plan, begun, start)
             if derived:

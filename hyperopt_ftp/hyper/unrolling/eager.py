@@ -84,7 +84,8 @@ class EagerSteps:
             self._repeats = True
             other = self._replay.run(rng, lambda: self._update(self._problem.unguarded, found, params, state))
             refuse_other_updates(floats(new), floats(other))
-        if keep and self._if_small and k == self.first and not self.small(new[0], self._count - k):
+        count = self._problem.before + self._count - k
+        if keep and self._if_small and k == self.first and not self.small(new[0], count):
             keep, self._kept_from = False, self._count
         if rng is not None and keep:
             self._graphs[k] = _Kept(found, leaves, rng)

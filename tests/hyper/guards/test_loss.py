@@ -13,10 +13,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.unrolling import eager
 
+from ...support.compare import same
 from ...support.hypergradients import (
     DATA,
+    EXACT,
     F64,
     HELD_OUT,
     HIDING,
@@ -187,15 +190,44 @@ def test_a_loss_without_a_graph_is_an_error(strategy, train_loss):
             act()
 
 
+@not_converged
 @every_strategy
-def test_inference_mode_is_an_error(strategy):
-    for act in (lambda: call(strategy=strategy), lambda: hft.train(SGD, loss, start(), DATA, strategy=strategy)):
-        with torch.inference_mode(), pytest.raises(RuntimeError, match="no gradients under torch.inference_mode"):
-            act()
+def test_under_inference_mode_there_are_values_and_no_hypergradients(strategy):
+    lr, params = f64(0.2).requires_grad_(), start()
+    want = hft.train(SGD, loss, params, DATA, hparams={"lr": lr}, strategy=strategy).detached()
     with torch.inference_mode():
-        params = start()
-    with pytest.raises(ValueError, match=r"a tensor of shape \(\d, .*was made under torch.inference_mode\(\).*clone"):
-        call(strategy=strategy, params=params)
+        made = {n: x.clone() for n, x in params.items()}, [x.clone() for x in DATA], {"lr": lr.clone()}
+        for given in ((params, DATA, {"lr": lr}), made, (params, Reader(made[1]), {"lr": lr})):
+            run = hft.train(SGD, loss, *given[:2], hparams=given[2], strategy=strategy)
+            assert not any(x.requires_grad or x.is_inference() for x in tree.leaves(run))
+            assert same(run, want)
+        with pytest.raises(RuntimeError, match="no gradients under torch.inference_mode.*hft.train"):
+            call(strategy=strategy)
+        twice = {n: torch.stack([x, x + 1]) for n, x in made[0].items()}
+        found = torch.func.vmap(lambda p: hft.train(SGD, loss, p, made[1], strategy=strategy).params)(twice)
+        torch.testing.assert_close({n: x[0] for n, x in found.items()}, want.params, rtol=1e-13, atol=1e-15)
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(slope(strategy=strategy, params=made[0], data=made[1]), slope(strategy=strategy, params=params))
+    if strategy in (EXACT["unroll"], EXACT["unroll-every-step"]):
+        with torch.inference_mode():
+            *_, last = hft.steps(SGD, loss, *made[:2], strategy=strategy)
+            progress = hft.train(SGD, loss, *made[:2], strategy=strategy, progress=True)
+        for found in (last, progress):
+            torch.testing.assert_close(found.params, want.params, rtol=1e-13, atol=1e-15)
+            assert not any(x.is_inference() for x in tree.leaves((found.params, found.state)))
+
+
+class Reader:
+    """A sequence that is no list."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, k):
+        return self.data[k]
 
 
 @every_exact

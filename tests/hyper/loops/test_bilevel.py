@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,85 @@ def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
     options = {"inner_steps": 4, "outer_steps": 1, "strategy": strategy}
     (record,) = rounds("loss.alpha", train_loss=mixed, outer_loss=mixed, hparams=given, **options)
     torch.testing.assert_close(record.hypergradient["loss.alpha"], got, rtol=1e-12, atol=1e-15)
+
+
+# -- numbers of inner steps --------------------------------------------------------------------------------------------
+
+STEPWISE = {"unroll": hft.Unroll(), "every-step": hft.Unroll(checkpoint=1), "last": hft.Unroll(truncate=1)}
+
+
+def by_calls(counts, strategy, train_batches=DATA, outer_batches=(HELD_OUT,)):
+    """Rounds of so many steps, by a call for each: their records' values, and lr after each."""
+    lr, params, state, read, found = SGD.hparams["lr"], start(), None, 0, []
+    for n, count in enumerate(counts):
+        data = [train_batches[(read + i) % len(train_batches)] for i in range(count)]
+        held_out = outer_batches[n % len(outer_batches)]
+        value, h, (params, state) = hft.hypergradient(
+            SGD, loss, lambda p, x=held_out: loss(p, x), params, data, "lr", {"lr": lr}, state, strategy
+        )
+        lr, read = lr - 0.1 * h["lr"], read + count
+        found.append((value, lr))
+    return found
+
+
+def by_records(strategy=None, state=None, **options):
+    records = rounds(strategy=strategy, state=state, **options)
+    return [(f64(r.value), r.tuned["lr"]) for r in records], records
+
+
+@pytest.mark.parametrize("strategy", [*STEPWISE.values(), hft.Unroll(checkpoint="sqrt"), hft.Forward()], ids=str)
+def test_a_schedule_of_inner_steps(strategy):
+    """A function of the number of the outer step, that any strategy takes; also resumed in the middle."""
+    given = {"inner_steps": lambda n: 2 * n - 1, "outer_steps": 3}
+    found, records = by_records(strategy, **given)
+    torch.testing.assert_close(found, by_calls([1, 3, 5], strategy), rtol=1e-12, atol=0)
+    assert [int(r.state.trained) for r in records] == [1, 4, 9]
+    again = by_records(strategy, through_a_file(records[0].state), **given)[1]
+    assert identical(again, records[1:])
+
+
+@pytest.mark.parametrize("strategy", STEPWISE.values(), ids=STEPWISE)
+def test_a_rule_that_ends_each_round(strategy):
+    """By what it sees of a step, of the loss or a validation loss; the batches that it has left come next."""
+
+    def until(n):
+        seen = []  # of this round alone
+
+        def stop(step):
+            seen.append(loss(step.params, HELD_OUT).item())
+            return step.k == 3 or (n > 1 and step.loss < 0.9 * seen[0])
+
+        return stop
+
+    found, records = by_records(strategy, inner_steps=until)
+    ends = [0] + [int(r.state.trained) for r in records]
+    counts = [b - a for a, b in pairwise(ends)]
+    assert counts[0] == 4
+    assert len({*counts}) > 1
+    torch.testing.assert_close(found, by_calls(counts, strategy), rtol=1e-12, atol=1e-15)
+    again = by_records(strategy, through_a_file(records[0].state), inner_steps=until)[1]
+    assert identical(again, records[1:])
+
+
+@not_converged
+def test_a_rule_with_the_implicit_derivative():
+    """Which is taken at the end, whenever that is, by the last batch."""
+    how, ridge = hft.Implicit(iterations=1, tolerance=1e9), lambda p, x, h: loss(p, x) + h * p["w"].square().sum()
+    options = {"over": "loss", "train_loss": ridge, "hparams": own(f64(0.1)), "strategy": how, "outer_steps": 1}
+    (record,) = rounds(inner_steps=lambda n: lambda step: step.k == 2, **options)
+    (want,) = rounds(inner_steps=3, **options)
+    torch.testing.assert_close(record.hypergradient, want.hypergradient, rtol=1e-12, atol=0)
+    assert want.hypergradient["loss"] != 0
+
+
+def test_a_round_that_is_undone_has_read_its_batches():
+    data = [DATA[0], DATA[1] * torch.nan, *DATA[2:]]
+    two = {"inner_steps": lambda n: lambda step: step.k == 1, "outer_steps": 2}
+    records = rounds(train_batches=data, not_finite="skip", **two)
+    assert records[0].skipped == ("lr",)
+    assert [int(r.state.trained) for r in records] == [2, 4]
+    (want,) = rounds(train_batches=DATA[2:], outer_steps=1)
+    assert records[1].value == pytest.approx(want.value, rel=1e-12)
 
 
 # -- loaders ----------------------------------------------------------------------------------------------------------

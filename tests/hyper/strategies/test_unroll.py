@@ -166,6 +166,30 @@ def test_first_order_is_a_loop_with_constant_gradients(opt, per_layer: bool):
         assert not torch.allclose(x, other, rtol=1e-3)
 
 
+@pytest.mark.parametrize("strategy", [FIRST, None], ids=["first order", "no_grad"])
+def test_first_order_darts_is_the_direct_derivative(strategy):
+    """In the validation loss, at the weights after a step, which is taken for a constant (arXiv 1806.09055, eq. 8)."""
+    alpha, opt = torch.linspace(-1, 1, 3, dtype=F64).requires_grad_(), hft.sgd(lr=0.1, momentum=0.9)
+
+    def mixed(p, x, alpha):
+        a = torch.softmax(alpha, 0)
+        return a[0] * curved(p, x) + a[1] * curved(p, x.abs()) + a[2] * curved(p, x**2)
+
+    w, m, params, state = NET, {n: torch.zeros_like(x) for n, x in NET.items()}, NET, None
+    for x in DATA:
+        with torch.set_grad_enabled(strategy is not None):
+            run = hft.train(opt, mixed, params, [x], hparams={"loss": alpha}, state=state, strategy=strategy)
+        (got,) = torch.autograd.grad(mixed(run.params, x + 0.3, alpha), alpha)
+        at = {n: v.detach().requires_grad_() for n, v in w.items()}
+        grads = torch.autograd.grad(mixed(at, x, alpha.detach()), [*at.values()])
+        m = {n: 0.9 * m[n] + g for n, g in zip(at, grads, strict=True)}
+        w = {n: w[n] - 0.1 * m[n] for n in w}
+        (want,) = torch.autograd.grad(mixed(w, x + 0.3, alpha), alpha)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
+        params, state, _ = run.detached()
+        torch.testing.assert_close(params, w, rtol=1e-13, atol=1e-15)
+
+
 def test_first_order_under_transforms():
     opt = hft.sgd(lr=0.1)
 
