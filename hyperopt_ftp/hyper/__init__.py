@@ -17,6 +17,8 @@ from .loops.bilevel import Record as Record
 from .loops.bilevel import bilevel as bilevel
 from .loops.tpgm import tpgm as tpgm
 from .loops.tpgm import tpgm_radius as tpgm_radius
+from .of_module import load as load
+from .of_module import of_module as of_module
 from .strategies.forward import Forward as Forward
 from .strategies.implicit import Implicit as Implicit
 from .strategies.solvers import Solved as Solved

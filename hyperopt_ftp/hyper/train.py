@@ -32,6 +32,7 @@ from .guards.call_arguments import (
     check_protocol,
     warn_of_frozen,
 )
+from .of_module import loss_of_module
 from .strategies.unroll import Unroll
 
 _DEFAULT = Unroll()
@@ -134,6 +135,10 @@ def trained(
     state: StateT | None,
     strategy: Strategy,
 ) -> TrainOutputs[TreeT, StateT]:
+    module = loss_of_module(train_loss)
+    if module is not None:
+        (optimizer, train_loss, params, state), back = module.carrying(optimizer, train_loss, params, state)
+        return back(trained(optimizer, train_loss, params, batches, full, state, strategy))
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from torch import Tensor
@@ -19,6 +20,18 @@ class TrainInputs(NamedTuple):
     batches: Any = None  # a sequence with one entry for each step
 
 
+class BufferedState(NamedTuple):
+    """The state of a training whose loss is of a module with buffers."""
+
+    base: State  # the optimizer's
+    buffers: dict[str, Tensor]
+
+
+def _buffers(run: Any) -> Mapping[str, Tensor]:
+    """Those of the module after the last step, by name: none, unless the loss is one of :func:`of_module`."""
+    return run.state.buffers if isinstance(run.state, BufferedState) else {}
+
+
 if TYPE_CHECKING:
 
     class TrainOutputs(NamedTuple, Generic[TreeT, StateT]):
@@ -28,6 +41,9 @@ if TYPE_CHECKING:
         state: StateT
         losses: Any
 
+        @property
+        def buffers(self) -> Mapping[str, Tensor]: ...
+
 else:
 
     class TrainOutputs(NamedTuple):
@@ -36,6 +52,8 @@ else:
         params: Params
         state: State
         losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
+
+        buffers = property(_buffers)
 
 
 class ConstantBatches:

@@ -14,7 +14,7 @@ from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import has_saved_tensor_hooks, level_of, top_level, under_transform
+from ..core.torch_private import has_graph, has_saved_tensor_hooks, under_transform
 from .call_arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
@@ -119,7 +119,6 @@ class GuardedLoss:
 
     def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:
         loss = check_scalar("train_loss", self.unguarded(params, batch, *own))
-        # Whether it depends on what the innermost gradient is taken in.
-        if not (level_of(loss) == top_level() if under_transform() else loss.requires_grad):
+        if not has_graph(loss):
             raise no_graph()
         return loss
