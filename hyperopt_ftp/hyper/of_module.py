@@ -109,7 +109,7 @@ class OfModule:
         return self._at(given, {n: given.pop(n) for n in self.carried}, batch, own)[0]
 
     def contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """The ``context_fn`` of a ``torch.utils.checkpoint`` inside the module, which computes again with its params."""
+        """The ``context_fn`` of a ``torch.utils.checkpoint`` in the module: what is computed again has its params."""
         return nullcontext(), _Each(partial(self._put_in, *self._now))
 
     def carrying(
@@ -121,7 +121,6 @@ class OfModule:
         if isinstance(train_loss, DataParallel) and train_loss.reduction == "sum":
             raise ValueError('buffers are averaged over processes: take data_parallel(loss, reduction="mean")')
         once, stated = self._once(params), isinstance(state, BufferedState)
-        start = state.buffers if stated else {n: self.buffers.get(n, self.net.get_buffer(n)) for n in self.carried}
         step = self.step if train_loss is self else replace(train_loss, loss=self.step)
 
         def back(run: TrainOutputs) -> TrainOutputs:
@@ -129,10 +128,15 @@ class OfModule:
             if len(once) < len(params):
                 under = {self._first[n]: x for n, x in new.items()}
                 new = {n: under[self._first[n]] for n in params}
-            return TrainOutputs(new, BufferedState(run.state, self._apart(run.params.buffers.detach())), run.losses)
+            left = self._apart(run.params.buffers.detach())
+            return TrainOutputs(new, BufferedState(run.state, left) if left else run.state, run.losses)
 
-        given = Carried(once, self._joined(start)), state.base if stated else state
+        given = Carried(once, self._joined(state.buffers if stated else self.start())), state.base if stated else state
         return (_beside_buffers(optimizer), step, *given), back
+
+    def start(self) -> dict[str, Tensor]:
+        """The buffers where training begins."""
+        return {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
 
     def step(self, at: Carried, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""
@@ -191,6 +195,7 @@ class OfModule:
         }
 
 
+@explained("load(net, run)")
 def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
     """Put what was trained into a module, in place: params and buffers of a run, or tensors by name.
 
@@ -255,9 +260,7 @@ def _beside_buffers(optimizer: Optimizer) -> Optimizer:
     def init(params: Carried, hparams: HParams | None = None) -> State:
         return optimizer.init(params.params, hparams)
 
-    def update(
-        grads: Carried, state: State, params: Carried, hparams: HParams | None = None
-    ) -> tuple[Carried, State]:
+    def update(grads: Carried, state: State, params: Carried, hparams: HParams | None = None) -> tuple[Carried, State]:
         new, state = optimizer.update(grads.params, state, params.params, hparams)
         return Carried(new, grads.buffers), state
 
@@ -268,3 +271,9 @@ def loss_of_module(train_loss: Any) -> OfModule | None:
     """The loss of a module, also in a data-parallel one, that has buffers to carry or names for one weight."""
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
     return local if isinstance(local, OfModule) and local.carries else None
+
+
+def beginning(train_loss: Any, state: State) -> State:
+    """The state of an optimizer where training begins, with the buffers of the loss."""
+    module = loss_of_module(train_loss)
+    return BufferedState(state, module.start()) if module is not None and module.carried else state

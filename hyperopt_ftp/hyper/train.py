@@ -23,6 +23,7 @@ from .core.strategy import Strategy, check_strategy, trained_by
 from .core.torch_private import tracked, under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
+from .field import field
 from .guarded import problem_of
 from .guards.call_arguments import (
     check_arguments,
@@ -42,13 +43,14 @@ _DEFAULT = Unroll()
 @explained("train(optimizer, train_loss, params, batches)")
 def train(
     optimizer: Optimizer[StateT],
-    train_loss: Callable[..., Tensor],
+    train_loss: Callable[..., Tensor] | None,
     params: TreeT,
     batches: Sequence[Any],
     *,
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
+    grads: Callable[..., TreeT] | None = None,
 ) -> TrainOutputs[TreeT, StateT]:
     """Train for ``len(batches)`` steps, as one function that can be differentiated.
 
@@ -62,7 +64,7 @@ def train(
         optimizer: a pure optimizer of the package.
         train_loss: ``train_loss(params, batch) -> scalar``, or ``train_loss(params, batch, hparams["loss"])`` if
             ``hparams["loss"]`` is given. What it closes over is differentiated too where autograd owns the graph (see
-            :class:`Unroll`).
+            :class:`Unroll`). Of a module with buffers, :func:`of_module`. ``None`` with ``grads``.
         params: pytree of floating-point tensors, the starting point.
         batches: a list or tuple with one entry for each step, or a tensor whose first dimension counts the steps. Any
             other sequence is read entry by entry, more than once, and counts as constant.
@@ -72,10 +74,13 @@ def train(
             differentiated too.
         strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or your own
             :class:`~hyperopt_ftp.hyper.Strategy`.
+        grads: for games: ``grads(params, batch)``, or ``grads(params, batch, hparams["loss"])``, gives the ``g`` of a
+            step itself, in the structure of the params and with a graph, as by ``torch.func.grad``. Not with
+            :class:`Forward`, conjugate gradients or ``compile``.
 
     Returns:
         ``(params, state, losses)``: the params and state after the last step, and the training loss before each step,
-        shape ``(K,)``, without a graph.
+        shape ``(K,)``, without a graph; with ``grads``, their norm. Also ``buffers``, see :func:`of_module`.
 
     Raises:
         TypeError: an optimizer that is not pure, integer params, batches that are not a sequence, an unknown strategy,
@@ -104,8 +109,9 @@ def train(
     >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
     -3.93216
     """
-    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
-    run = trained(optimizer, train_loss, params, check_batches(batches), full, state, strategy)
+    loss: Any = train_loss if grads is None else field(train_loss, grads, hparams, strategy)
+    full, strategy = checked(optimizer, loss, params, hparams, strategy)
+    run = trained(optimizer, loss, params, check_batches(batches), full, state, strategy)
     _warn_of_nan(run.losses)
     return run
 

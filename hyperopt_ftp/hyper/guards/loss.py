@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 
+from ...calls import callers_level
 from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
@@ -23,6 +25,12 @@ from .operations import refuse_other_weights, storage_of, watched_operations
 from .verdict import Needs, Verdict
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
+_DETACHES = (
+    "train_loss detaches a function of its params (detach(), data) and computes with it, so the derivative of the "
+    "training takes that for a constant, though it changes with the params. Several losses, joined by detach, are a "
+    "game: hft.train(optimizer, None, params, batches, grads=...). If it is to count as constant (a target, a "
+    "straight-through estimate), filter this warning"
+)
 
 
 class GuardedLoss:
@@ -107,6 +115,8 @@ class GuardedLoss:
         if needs.closed and lost is not None:
             raise lost
         if operations is not None:
+            if id(loss) in calls.detached and not needs.constant_gradient:
+                warnings.warn(_DETACHES, UserWarning, stacklevel=callers_level())
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
