@@ -2,6 +2,7 @@
 
 from ..optimizers.tuned import TunedState as TunedState
 from ..optimizers.tuned import hyper as hyper
+from .core.inputs import BufferedState as BufferedState
 from .core.inputs import TrainInputs as TrainInputs
 from .core.inputs import TrainOutputs as TrainOutputs
 from .core.problem import InnerProblem as InnerProblem

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from .core.inputs import BufferedState, TrainOutputs
 from .core.torch_private import has_graph
 from .distributed.data_parallel import DataParallel
 
+#: Modules, and whether each is in training mode.
+Modes: TypeAlias = tuple[tuple[nn.Module, bool], ...]
 #: Holds the numbers of every buffer: float32 and bfloat16, and counts up to 2^53.
 _WIDE = torch.float64
 
@@ -50,7 +52,7 @@ def of_module(
     ``params``: ``loss({**run.params, **run.buffers}, batch)``.
 
     Args:
-        net: in the mode, ``train()`` or ``eval()``, that it is to have.
+        net: a training keeps the modes, ``train()`` or ``eval()``, in which it finds it, also in its backward pass.
         method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams. A name: that method of
             the module, ``net.elbo(batch)``. ``None``: ``net(batch)``.
         buffers: first values by name; ``None``, and names that are absent: those that the module has when training
@@ -96,9 +98,8 @@ class OfModule:
         self._tensors: dict[str, Tensor] = dict(named)
         first: dict[int, str] = {}
         self._first = {name: first.setdefault(id(x), name) for name, x in named}  # of the names of a tied weight
-        #: Whether a training has to know: of buffers, or of weights with several names.
-        self.carries: bool = bool(self.carried) or any(name != other for name, other in self._first.items())
-        self._now: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+        self._carries: bool = bool(self.carried) or any(name != other for name, other in self._first.items())
+        self._now: tuple[dict[str, Tensor], dict[str, Tensor], Modes] = {}, {}, ()
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:  # where inspect.signature looks
@@ -106,7 +107,7 @@ class OfModule:
 
     def __call__(self, params: Any, batch: Any, *own: Any) -> Tensor:
         given = {**{n: self.net.get_buffer(n) for n in self.carried}, **self._once(params)}
-        return self._at(given, {n: given.pop(n) for n in self.carried}, batch, own)[0]
+        return self._at(given, {n: given.pop(n) for n in self.carried}, (), batch, own)[0]
 
     def contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """The ``context_fn`` of a ``torch.utils.checkpoint`` in the module: what is computed again has its params."""
@@ -114,14 +115,18 @@ class OfModule:
 
     def carrying(
         self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
-    ) -> tuple[tuple[Optimizer, Any, Carried, State], Callable[[TrainOutputs], TrainOutputs]]:
+    ) -> tuple[tuple[Optimizer, Any, Any, State], Callable[[TrainOutputs], TrainOutputs]]:
         """The arguments of a training whose params carry the buffers, and what takes these out of its outputs."""
+        modes = tuple((m, m.training) for m in self.net.modules())
+        step = partial(self.step if self._carries else self._plain, modes)
+        train_loss = step if train_loss is self else replace(train_loss, loss=step)
+        if not self._carries:
+            return (optimizer, train_loss, params, state), lambda run: run
         if any(map(is_dtensor, tree.leaves(params))):
             raise ValueError("a loss of a module with buffers takes plain params, got DTensors; write it as a function")
         if isinstance(train_loss, DataParallel) and train_loss.reduction == "sum":
             raise ValueError('buffers are averaged over processes: take data_parallel(loss, reduction="mean")')
         once, stated = self._once(params), isinstance(state, BufferedState)
-        step = self.step if train_loss is self else replace(train_loss, loss=self.step)
 
         def back(run: TrainOutputs) -> TrainOutputs:
             new = run.params.params
@@ -132,17 +137,20 @@ class OfModule:
             return TrainOutputs(new, BufferedState(run.state, left) if left else run.state, run.losses)
 
         given = Carried(once, self._joined(state.buffers if stated else self.start())), state.base if stated else state
-        return (_beside_buffers(optimizer), step, *given), back
+        return (_beside_buffers(optimizer), train_loss, *given), back
 
     def start(self) -> dict[str, Tensor]:
         """The buffers where training begins."""
         return {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
 
-    def step(self, at: Carried, batch: Any, *own: Any) -> Tensor:
+    def _plain(self, modes: Modes, params: Any, batch: Any, *own: Any) -> Tensor:
+        return self._at(self._once(params), {}, modes, batch, own)[0]
+
+    def step(self, modes: Modes, at: Carried, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""
         with torch.no_grad():
             held = at.buffers.clone()
-        loss, new = self._at(at.params, self._apart(held), batch, own)
+        loss, new = self._at(at.params, self._apart(held), modes, batch, own)
         if not isinstance(loss, Tensor) or not (torch.compiler.is_compiling() or has_graph(loss)):
             return loss  # which is refused
         for name, x in new.items():
@@ -154,25 +162,34 @@ class OfModule:
         return loss + ((at.buffers - held) * self._joined(new).to(held.device)).sum().to(loss)
 
     def _at(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, own: tuple[Any, ...]
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes, batch: Any, own: tuple[Any, ...]
     ) -> tuple[Any, dict[str, Tensor]]:
         """The loss, and the buffers after it."""
         net, method, before = self.net, self.method, self._now
         with ExitStack() as stack:
             if not torch.compiler.is_compiling():  # a program checkpoints nothing
-                self._now = params, buffers
+                self._now = params, buffers, modes
                 stack.callback(setattr, self, "_now", before)
                 stack.enter_context(_checkpointing_with(net, self.contexts))
-            values = stack.enter_context(self._put_in(params, buffers))
+            values = stack.enter_context(self._put_in(params, buffers, modes))
             loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
         return loss, {name: values[name] for name in buffers}  # a module may put in another tensor, too
 
     @contextmanager
-    def _put_in(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def _put_in(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes
+    ) -> Iterator[dict[str, Tensor]]:
         with torch.no_grad():
             values = {**params, **{name: x.clone() for name, x in buffers.items()}}
-        with _reparametrize_module(self.net, values, tie_weights=True):
-            yield values
+        other = [m for m, mode in modes if m.training != mode]  # since training began
+        for m in other:
+            m.training = not m.training
+        try:
+            with _reparametrize_module(self.net, values, tie_weights=True):
+                yield values
+        finally:
+            for m in other:
+                m.training = not m.training
 
     def _once(self, params: Any) -> dict[str, Tensor]:
         """Params by name, of a tied weight the first."""
@@ -268,9 +285,9 @@ def _beside_buffers(optimizer: Optimizer) -> Optimizer:
 
 
 def loss_of_module(train_loss: Any) -> OfModule | None:
-    """The loss of a module, also in a data-parallel one, that has buffers to carry or names for one weight."""
+    """The loss of a module, also in a data-parallel one."""
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    return local if isinstance(local, OfModule) and local.carries else None
+    return local if isinstance(local, OfModule) else None
 
 
 def beginning(train_loss: Any, state: State) -> State:
