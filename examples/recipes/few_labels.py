@@ -31,7 +31,7 @@ def learn_weights(
             train.append((batch_of(torch.cat([source, right])), groups[source]))
         judge.append(batch_of(count + (k + 1) % 2 + 2 * draw(labels // 2, (32,))))
     warnings.filterwarnings("ignore", "train_loss detaches")  # weights of examples are constants for a step, on purpose
-    own = {"group": torch.zeros(groups.max() + 1), "loss": torch.zeros(()), "share": torch.tensor(few / size).log()}
+    own = {"group": torch.zeros(int(max(groups)) + 1), "loss": torch.zeros(()), "share": torch.tensor(few / size).log()}
     *_, last = hft.bilevel(
         optimizer, hft.adam(lr=0.1), "loss", weighted, lambda params, batch: losses(params, batch).mean(), params,
         train, judge, inner_steps=every, outer_steps=len(judge), strategy=hft.Unroll(truncate=2), hparams={"loss": own},

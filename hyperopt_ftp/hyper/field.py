@@ -65,9 +65,9 @@ class _AsGradient(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1 + inputs[0] :])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        field = ctx.saved_tensors
-        return (None, *(cotangent.to(g) * g for g in field), *[None] * len(field))
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        field, (scale,) = ctx.saved_tensors, cotangents
+        return (None, *(scale.to(g) * g for g in field), *[None] * len(field))
 
 
 def field(train_loss: Any, grads: Any, hparams: Any, strategy: Strategy | None) -> Field:

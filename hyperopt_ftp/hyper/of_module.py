@@ -277,7 +277,7 @@ def _beside_buffers(optimizer: Optimizer) -> Optimizer:
     def init(params: Carried, hparams: HParams | None = None) -> State:
         return optimizer.init(params.params, hparams)
 
-    def update(grads: Carried, state: State, params: Carried, hparams: HParams | None = None) -> tuple[Carried, State]:
+    def update(grads: Carried, state: State, params: Any, hparams: HParams | None = None) -> tuple[Any, State]:
         new, state = optimizer.update(grads.params, state, params.params, hparams)
         return Carried(new, grads.buffers), state
 
