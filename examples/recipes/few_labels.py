@@ -1,11 +1,11 @@
 """A hundred right labels beside many doubtful ones: how much an example counts, by its group and by its loss."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 import hyperopt_ftp as hft
 
@@ -30,8 +30,8 @@ def learn_weights(
             source, right = draw(count, (size,)), count + k % 2 + 2 * draw(labels // 2, (few,))
             train.append((batch_of(torch.cat([source, right])), groups[source]))
         judge.append(batch_of(count + (k + 1) % 2 + 2 * draw(labels // 2, (32,))))
-    share = torch.tensor(few / size).log()  # of the labels, as a logit
-    own = {"group": torch.zeros(int(groups.max()) + 1), "loss": torch.zeros(()), "share": share}
+    warnings.filterwarnings("ignore", "train_loss detaches")  # weights of examples are constants for a step, on purpose
+    own = {"group": torch.zeros(int(max(groups)) + 1), "loss": torch.zeros(()), "share": torch.tensor(few / size).log()}
     *_, last = hft.bilevel(
         optimizer, hft.adam(lr=0.1), "loss", weighted, lambda params, batch: losses(params, batch).mean(), params,
         train, judge, inner_steps=every, outer_steps=len(judge), strategy=hft.Unroll(truncate=2), hparams={"loss": own},
@@ -40,7 +40,7 @@ def learn_weights(
 
 
 def main(steps: int = 900) -> dict[str, float]:
-    ((x, y), held_out), opt, every = digits(), hft.sgd(lr=1.0), partial(F.cross_entropy, reduction="none")
+    ((x, y), held_out), opt, every = digits(), hft.sgd(lr=1.0), partial(nn.functional.cross_entropy, reduction="none")
     y[:1300] += (torch.rand(1300, generator=torch.Generator().manual_seed(0)) < 0.7) & (y[:1300] < 5)  # wrong by one
     noisy, right = (x[:1300], y[:1300]), (x[1300:], y[1300:])
     both = list(zip(batches(noisy, steps, 80), batches(right, steps, 20), strict=True))

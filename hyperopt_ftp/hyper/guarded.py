@@ -15,6 +15,7 @@ from ..optimizers.by_rule import entry_rule
 from ..types import Optimizer
 from .core.carry import is_ours
 from .core.inputs import TrainInputs
+from .core.leaves import requiring_grad
 from .core.problem import Guards, InnerProblem
 from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, shards_differ
@@ -61,6 +62,9 @@ def _guarded(
         guards = Guards(problem, loss.verdict, lambda f: f, None, loss.during_gradient, list)
         return replace(problem, train_loss=everywhere(loss), guards=guards)
     given, batches = tree.leaves(inputs[:3]), inputs.batches
+    # The first gradient is differentiated in params where these are asked for alone.
+    once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
+    needs = needs._replace(constant_gradient=needs.constant_gradient or once)
     if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
         given += tree.leaves(batches[0])
         given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]

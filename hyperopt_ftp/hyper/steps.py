@@ -13,6 +13,7 @@ from ..calls import explained
 from ..types import HParams, Optimizer, StateT, TreeT
 from .core.inputs import Step
 from .core.strategy import Strategy, check_stepwise
+from .field import field
 from .guards.call_arguments import check_batches
 from .train import checked, entries, walked, warn_of_constant_start
 
@@ -21,13 +22,14 @@ from .train import checked, entries, walked, warn_of_constant_start
 @explained("steps(optimizer, train_loss, params, batches)")
 def steps(
     optimizer: Optimizer[StateT],
-    train_loss: Callable[..., Tensor],
+    train_loss: Callable[..., Tensor] | None,
     params: TreeT,
     batches: Iterable[Any],
     *,
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
+    grads: Callable[..., TreeT] | None = None,
 ) -> Iterator[Step[TreeT, StateT]]:
     """The steps of :func:`train`, one at a time: for a loss at each step, early stopping, batches of the last params.
 
@@ -35,7 +37,7 @@ def steps(
     that came before. Training ends with the batches, or where the loop is left.
 
     Args:
-        optimizer, train_loss, params, hparams, state: as in :func:`train`.
+        optimizer, train_loss, params, hparams, state, grads: as in :func:`train`.
         batches: any iterable, also an endless one. A step's batch is asked for when the step is, not before, so a
             generator may make it of the params that have been seen; the way through these is differentiated.
         strategy: what is kept of each step. ``Unroll()``: its graph, up to 128 MiB for all steps so far, and then the
@@ -45,8 +47,8 @@ def steps(
             once. Between steps adjoints have the dtype of the params, also 16 bits.
 
     Yields:
-        :class:`~hyperopt_ftp.hyper.Step`: ``k`` (from 0), the ``params`` and ``state`` after the step, and the training
-        ``loss`` before it, without a graph.
+        :class:`~hyperopt_ftp.hyper.Step`: ``k`` (from 0), the ``params``, ``state`` and ``buffers`` after the step, and
+        the training ``loss`` before it, without a graph.
 
     Raises:
         TypeError, ValueError: as :func:`train`; a strategy that needs all steps at once; no batches.
@@ -69,12 +71,13 @@ def steps(
     >>> round(w.grad.item(), 6)                         # -2 sum_k 0.5^k 0.8^(2 k + 2)
     -1.820672
     """
-    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
+    loss: Any = train_loss if grads is None else field(train_loss, grads, hparams, strategy)
+    full, strategy = checked(optimizer, loss, params, hparams, strategy)
     check_stepwise("steps", strategy)
     warn_of_constant_start(strategy, params, full)
     lazy = isinstance(batches, Iterable) and not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__"))
     each = batches if lazy else entries(check_batches(batches))
-    return _Once(walked(optimizer, train_loss, params, each, full, state, strategy))
+    return _Once(walked(optimizer, loss, params, each, full, state, strategy))
 
 
 class _Once(Iterator[Step[TreeT, StateT]]):

@@ -25,6 +25,7 @@ from .core.strategy import Strategy, check_stepwise, check_strategy, trained_by
 from .core.torch_private import tracked, under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
+from .field import field
 from .guarded import problem_of
 from .guards.call_arguments import (
     check_arguments,
@@ -35,6 +36,7 @@ from .guards.call_arguments import (
     no_batches,
     warn_of_frozen,
 )
+from .of_module import loss_of_module
 from .strategies.unroll import Unroll
 
 _DEFAULT = Unroll()
@@ -44,7 +46,7 @@ _DEFAULT = Unroll()
 @explained("train(optimizer, train_loss, params, batches)")
 def train(
     optimizer: Optimizer[StateT],
-    train_loss: Callable[..., Tensor],
+    train_loss: Callable[..., Tensor] | None,
     params: TreeT,
     batches: Sequence[Any],
     *,
@@ -52,6 +54,7 @@ def train(
     state: StateT | None = None,
     strategy: Strategy | None = None,
     progress: bool = False,
+    grads: Callable[..., TreeT] | None = None,
 ) -> TrainOutputs[TreeT, StateT]:
     """Train for ``len(batches)`` steps, as one function that can be differentiated.
 
@@ -65,7 +68,7 @@ def train(
         optimizer: a pure optimizer of the package.
         train_loss: ``train_loss(params, batch) -> scalar``, or ``train_loss(params, batch, hparams["loss"])`` if
             ``hparams["loss"]`` is given. What it closes over is differentiated too where autograd owns the graph (see
-            :class:`Unroll`).
+            :class:`Unroll`). Of a module with buffers, :func:`of_module`. ``None`` with ``grads``.
         params: pytree of floating-point tensors, the starting point.
         batches: a list or tuple with one entry for each step, or a tensor whose first dimension counts the steps. Any
             other sequence is read entry by entry, more than once, and counts as constant.
@@ -77,10 +80,14 @@ def train(
             :class:`~hyperopt_ftp.hyper.Strategy`.
         progress: show a bar of the steps, by tqdm (extra ``progress``). They are those of :func:`steps` then, which
             some strategies do not take.
+        grads: for games: ``grads(params, batch)``, or ``grads(params, batch, hparams["loss"])``, gives the ``g`` of a
+            step itself, in the structure of the params and with a graph, as by ``torch.func.grad``. Not with
+            :class:`Forward`, conjugate gradients or ``compile``.
 
     Returns:
         ``(params, state, losses)``: the params and state after the last step, and the training loss before each step,
-        shape ``(K,)``, without a graph. ``detached()`` of it has no graphs at all, to begin another training there.
+        shape ``(K,)``, without a graph; with ``grads``, their norm. Also ``buffers``, see :func:`of_module`;
+        and ``detached()``, the same without graphs, to begin another training there.
 
     Raises:
         TypeError: an optimizer that is not pure, integer params, batches that are not a sequence, an unknown strategy,
@@ -113,16 +120,17 @@ def train(
     >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
     -3.93216
     """
-    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
+    loss: Any = train_loss if grads is None else field(train_loss, grads, hparams, strategy)
+    full, strategy = checked(optimizer, loss, params, hparams, strategy)
     check_flag("progress", progress)
     batches = check_batches(batches)
     warn_of_constant_start(strategy, params, (full, batches))
     if progress:
         check_stepwise("progress=True", strategy)
-        each = walked(optimizer, train_loss, params, entries(batches), full, state, strategy)
+        each = walked(optimizer, loss, params, entries(batches), full, state, strategy)
         run = joined(_bar(each, len(batches)))
     else:
-        run = trained(optimizer, train_loss, params, batches, full, state, strategy)
+        run = trained(optimizer, loss, params, batches, full, state, strategy)
     _warn_of_nan(run.losses)
     return run
 
@@ -155,6 +163,10 @@ def trained(
     if torch.is_inference_mode_enabled():  # which is left: nothing is differentiated there
         with torch.inference_mode(False), torch.no_grad():
             return trained(optimizer, train_loss, params, batches, full, state, strategy, before)
+    module = loss_of_module(train_loss)
+    if module is not None:
+        (optimizer, train_loss, params, state), back = module.carrying(optimizer, train_loss, params, state)
+        return back(trained(optimizer, train_loss, params, batches, full, state, strategy, before))
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)

@@ -15,7 +15,14 @@ from .runs import has_moved, is_equal
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")  # the Trainer needs it
 
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 LR = 1e-2
 FREE_HEAD = {"lr": LR, "exclude": "classifier.*"}
@@ -194,3 +201,26 @@ LINEAR = nn.Linear(2, 2)
 def test_bad_input(call, error, said):
     with pytest.raises(error, match=said):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=repr)
+def test_gradient_checkpointing_enable_changes_no_hypergradient(strategy):
+    """What is computed again has the params of its step, not the model's own; dropout is on, weights are tied."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForMaskedLM(BertConfig(vocab_size=11, max_position_embeddings=8, **size)).double().train()
+    loss = hft.of_module(model, lambda m, batch: m(input_ids=batch, labels=batch).loss)
+    data, slopes = [torch.randint(11, (2, 6)) for _ in range(3)], []
+    for enable in (False, True):
+        if enable:
+            model.gradient_checkpointing_enable()
+        lr = torch.tensor(LR, dtype=torch.float64, requires_grad=True)
+        torch.manual_seed(3)
+        params = dict(model.named_parameters(remove_duplicate=False))
+        run = hft.train(hft.adam(eps=1e-3), loss, params, data, hparams={"lr": lr}, strategy=strategy)
+        slopes += torch.autograd.grad(sum(p.square().sum() for p in run.params.values()), lr)
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+    model.load_state_dict({**run.params, **run.buffers})
+    decoder, words = model.get_output_embeddings(), model.get_input_embeddings()
+    assert decoder.weight is words.weight

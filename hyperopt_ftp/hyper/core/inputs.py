@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
@@ -21,6 +22,18 @@ class TrainInputs(NamedTuple):
     batches: Any = None  # a sequence with one entry for each step
 
 
+class BufferedState(NamedTuple):
+    """The state of a training whose loss is of a module with buffers."""
+
+    base: State  # the optimizer's
+    buffers: dict[str, Tensor]
+
+
+def _buffers(run: Any) -> Mapping[str, Tensor]:
+    """Those of the module after the last step, by name: none, unless the loss is one of :func:`of_module`."""
+    return run.state.buffers if isinstance(run.state, BufferedState) else {}
+
+
 if TYPE_CHECKING:
 
     class TrainOutputs(NamedTuple, Generic[TreeT, StateT]):
@@ -31,6 +44,8 @@ if TYPE_CHECKING:
         losses: Any
 
         def detached(self) -> TrainOutputs[TreeT, StateT]: ...
+        @property
+        def buffers(self) -> Mapping[str, Tensor]: ...
 
 else:
 
@@ -45,6 +60,8 @@ else:
             """The same without graphs, for the next training to begin there."""
             return detached(self)
 
+        buffers = property(_buffers)
+
 
 @dataclass(frozen=True)
 class Step(Generic[TreeT, StateT]):
@@ -54,6 +71,11 @@ class Step(Generic[TreeT, StateT]):
     params: TreeT  # after the step
     state: StateT
     loss: Tensor  # before it, shape (), without a graph
+
+    @property
+    def buffers(self) -> Mapping[str, Tensor]:
+        """After the step, as those of a run."""
+        return _buffers(self)
 
 
 class ConstantBatches:

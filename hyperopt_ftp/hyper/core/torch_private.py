@@ -74,3 +74,8 @@ def top_level() -> int:
 
 def level_of(x: Tensor) -> int:
     return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else -1
+
+
+def has_graph(x: Tensor) -> bool:
+    """Whether it depends on what the innermost gradient is taken in."""
+    return level_of(x) == top_level() if under_transform() else x.requires_grad

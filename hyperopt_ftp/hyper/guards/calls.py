@@ -22,6 +22,7 @@ from .operations import storage_of, watched_operations
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
 _DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
+_DETACHES = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, _DATA}
 _TO_NUMPY = {Tensor.numpy, Tensor.__array__}
 _LETS_REQUIRE_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore
 
@@ -65,6 +66,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
         self.warned: bool = False
         #: Tensors that it lets require grad, as a gradient penalty does.
         self.leaves: list[Tensor] = []
+        #: Tensors that it has detached from params, and what it has computed of these, by id.
+        self.detached: set[int] = set()
         self._alive: list[Any] = []  # what has gone would leave its number to another storage
         self._arrays: list[tuple[Any, bytes, Tensor]] = []  # of NumPy, in memory that the code inside has not made
 
@@ -97,6 +100,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
         if not self._who.reads_data:
             self._there |= _storages(result)
             self._alive.append(result)
+            self._follow(func, args, kwargs, result)
             if func == _DATA and self._operations is not None:
                 self._operations.protected |= _storages(result)
         if lets:
@@ -106,6 +110,13 @@ class watched_calls(TorchFunctionMode):  # a context manager
         elif func in _TO_NUMPY and self._operations and storage_of(args[0]) not in self._operations.made:
             self._arrays.append((result, result.tobytes(), args[0]))
         return result
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        of = [args[0]] if func in _DETACHES and args[0].requires_grad else []
+        lost = any(id(x) in self._others for x in made_from(of, self._given))
+        if lost or (self.detached and any(id(x) in self.detached for x in tree.leaves((args, kwargs)))):
+            written = args[:1] if result is None else result  # by item assignment
+            self.detached |= {id(x) for x in tree.leaves(written) if isinstance(x, Tensor) and x.is_floating_point()}
 
     def _reads(self, given: Sequence[Any]) -> bool:
         transform, found = under_transform(), False

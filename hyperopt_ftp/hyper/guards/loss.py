@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 
+from ...calls import callers_level
 from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import has_saved_tensor_hooks, level_of, top_level, under_transform
+from ..core.torch_private import has_graph, has_saved_tensor_hooks, under_transform
 from .call_arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
@@ -23,6 +25,12 @@ from .operations import refuse_other_weights, storage_of, watched_operations
 from .verdict import Needs, Verdict
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
+_DETACHES = (
+    "train_loss detaches a function of its params (detach(), data) and computes with it, so the derivative of the "
+    "training takes that for a constant, though it changes with the params. Several losses, joined by detach, are a "
+    "game: hft.train(optimizer, None, params, batches, grads=...). If it is to count as constant (a target, a "
+    "straight-through estimate), filter this warning"
+)
 
 
 class GuardedLoss:
@@ -107,6 +115,8 @@ class GuardedLoss:
         if needs.closed and lost is not None:
             raise lost
         if operations is not None:
+            if id(loss) in calls.detached and not needs.constant_gradient:
+                warnings.warn(_DETACHES, UserWarning, stacklevel=callers_level())
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
@@ -119,7 +129,6 @@ class GuardedLoss:
 
     def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:
         loss = check_scalar("train_loss", self.unguarded(params, batch, *own))
-        # Whether it depends on what the innermost gradient is taken in.
-        if not (level_of(loss) == top_level() if under_transform() else loss.requires_grad):
+        if not has_graph(loss):
             raise no_graph()
         return loss

@@ -19,8 +19,8 @@ LOSS = Subject(
     "train_loss",
     "such as a running statistic or a meter: a step that is computed twice would write twice. Put modules that keep "
     "statistics (BatchNorm, spectral_norm) into eval mode by eval(), make BatchNorm keep none by "
-    "torch.func.replace_all_batch_norm_modules_(net), or give functional_call clones of the buffers; a mean over the "
-    "steps is that of train(...).losses",
+    "torch.func.replace_all_batch_norm_modules_(net), or hand them on by hft.of_module(net, ...); a mean "
+    "over the steps is that of train(...).losses",
 )
 LOSSES = LOSS._replace(name="train_loss or the outer loss")
 UPDATE = Subject(

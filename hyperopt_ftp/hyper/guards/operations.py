@@ -105,7 +105,8 @@ class refuse_other_weights(TorchDispatchMode):  # a context manager
                     "train_loss checkpoints activations inside a module that functional_call has given other params: "
                     f"its backward pass would use the module's own (one of shape {tuple(x.shape)}). Put "
                     "functional_call inside the checkpoint: checkpoint(lambda p, x: functional_call(block, p, (x,)), "
-                    "params, x)"
+                    "params, x); or take hft.of_module(net, ...), and context_fn=loss.contexts in the checkpoint (for "
+                    "gradient_checkpointing_enable() of transformers of_module is enough)"
                 )
         return func(*args, **(kwargs or {}))
 

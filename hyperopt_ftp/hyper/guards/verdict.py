@@ -25,6 +25,8 @@ class Needs(NamedTuple):
             has no second derivative is then refused everywhere in the loss.
         compiled: whether steps run as programs, so that each call is looked at: what another program does may leave no
             trace in the graph.
+        constant_gradient: whether training gradients count as constants, or values alone are asked for: what the loss
+            detaches is no loss then.
         inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
     """
 
@@ -32,6 +34,7 @@ class Needs(NamedTuple):
     closed: bool = True
     differentiates_whole_gradient: bool = False
     compiled: bool = False
+    constant_gradient: bool = False
     inside_function: bool = False
 
 

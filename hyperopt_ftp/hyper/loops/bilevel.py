@@ -16,13 +16,14 @@ from ...optimizers import hparam_paths as paths
 from ...optimizers.constraints import Constraints
 from ...optimizers.leafwise import check_params
 from ...types import Constraint, NotFinite, Optimizer, Params, State
-from ..core.inputs import Step
+from ..core.inputs import BufferedState, Step
 from ..core.leaves import detached
 from ..core.problem import without_loss
 from ..core.strategy import Strategy, check_stepwise
 from ..distributed.data_parallel import DataParallel, shards_differ
 from ..guards.call_arguments import argument_counts, check_loss
 from ..hypergradient import check_floats, value_and_grad, warn_of, with_start, without_start
+from ..of_module import beginning
 from ..train import checked
 from .batches import batches_from, is_sequence
 from .outer import pure_outer
@@ -150,6 +151,7 @@ def bilevel(
     constraints = Constraints(names, constrain, optimizer.domains)
     _check_rounds(names, train_batches, inner_steps, reset, train_loss)
     zero, inner = torch.zeros((), dtype=torch.int64, device="cpu"), detached(optimizer.init(params, without_loss(full)))
+    inner = beginning(train_loss, inner)
     first = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)), zero)
     if state is None:
         constraints.check(tuned)
@@ -262,7 +264,8 @@ class _Rounds:
             return tuned
         full = paths.merge(given, tuned)
         own = {name: full[name] for name in self.optimizer.hparams}
-        return tuned | paths.select(self.optimizer.settle(own, inner), ours)
+        base = inner.base if isinstance(inner, BufferedState) else inner
+        return tuned | paths.select(self.optimizer.settle(own, base), ours)
 
 
 def _check_rounds(

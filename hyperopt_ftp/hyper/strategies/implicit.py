@@ -68,8 +68,8 @@ class Implicit(Strategy):
 
     Warns:
         UserWarning: the solver stopped above the tolerance; training has not converged (the remaining steps would
-            change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``); holding the state is wrong (the derivatives of
-            state and step differ by more than 0.5 %).
+            change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``, over the tensors that L depends on); holding the
+            state is wrong (the derivatives of state and step differ by more than 0.5 %).
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x, h): return ((p - x) ** 2).sum() + h["l2"] * (p**2).sum()
@@ -232,7 +232,9 @@ class Implicit(Strategy):
             )
 
     def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> bool:
-        size = (dot(slope, slope) * dot(params, params)).sqrt()
+        # Without what L does not depend on, such as the counts among a module's buffers.
+        held = [x * (v != 0).any() for x, v in zip(params, slope, strict=True)]
+        size = (dot(slope, slope) * dot(held, held)).sqrt()
         if not bool(values_of(size).isfinite().all()):
             return False
         ahead = values_of(dot(x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()

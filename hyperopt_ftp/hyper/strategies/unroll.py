@@ -191,7 +191,7 @@ class Unroll(Strategy):
         """The plain loop; or points, where the first step shows that graphs are large, or cannot be kept."""
         derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
         with twice_differentiable() if derived or transform else nullcontext():
-            guarded = problem.guarded(inputs, derived=derived, closed=False)
+            guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
             known = guarded.guards is not None and guarded.guards.verdict.loss
             # Where the loss is known, what is kept is decided before the first step.
             start = None if derived and known and self.truncate is None else Replay().now()

@@ -87,7 +87,9 @@ class ZeroOrder(Strategy):
             raise TypeError(f"generator must be a torch.Generator, got {type(self.generator).__name__}")
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        return through_node(Method("ZeroOrder", self._back, self._train), problem, inputs)
+        return through_node(
+            Method("ZeroOrder", self._back, self._train, needs={"constant_gradient": True}), problem, inputs
+        )
 
     def value_and_grad(
         self, objective: Objective, leaves: list[Tensor], agreed: Callable[[Sequence[int]], list[int]]

@@ -100,6 +100,7 @@ def test_a_write_that_begins_in_a_later_step_shows_where_the_step_is_made_again(
         call(writing("from the second step")[0], strategy)
 
 
+@pytest.mark.filterwarnings("ignore:train_loss detaches")  # as the statistics do that are read again
 @pytest.mark.parametrize("how", WRITES)
 @pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Unroll(truncate=2)], ids=repr)
 def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strategy, how):
@@ -320,6 +321,55 @@ def test_it_is_refused_under_transforms_and_trains_where_nothing_is_differentiat
     together = torch.func.vmap(lambda lr: cubed_end(lr).losses)(f64([0.01]))
     torch.testing.assert_close(together[0], cubed_end(f64(0.01)).losses, rtol=1e-12, atol=0)
     slope(cubed, hft.ZeroOrder(2, 1e-3))  # needs no derivative
+
+
+# -- what is detached -------------------------------------------------------------------------------------------------
+
+
+def item_of_zeros(p, x):
+    z = torch.zeros(4, dtype=F64)
+    z[0] = p["b"][1].detach()
+    return loss(p, x) + (p["b"] * z).sum()
+
+
+DETACHES = {
+    "a target": lambda p, x: (hidden(p, x) - torch.tanh(hidden(p, x)).detach()).square().mean(),
+    "data": lambda p, x: loss(p, x) * p["b"].data.square().sum(),
+    "torch.detach, in an item": item_of_zeros,
+}
+KEEPS = {
+    "a log": lambda p, x: [y := loss(p, x), float(2 * y.detach())][0],
+    "the batch": lambda p, x: loss(p, x.detach()),
+    "batch norm": lambda p, x: F.batch_norm(
+        hidden(p, x), torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), training=True
+    ).tanh().square().mean() + loss(p, x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("train_loss", DETACHES.values(), ids=DETACHES)
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+def test_a_loss_that_detaches_a_function_of_its_params_is_warned_of(strategy, train_loss):
+    """The derivative is that of a loop by hand, and not that of the training."""
+    with pytest.warns(UserWarning, match="train_loss detaches a function of its params"):
+        got = slope(train_loss, strategy)
+    lr = SGD.hparams["lr"].clone().requires_grad_()
+    params, _ = loop(SGD, train_loss, start(), DATA, hparams={**SGD.hparams, "lr": lr})
+    torch.testing.assert_close(got, torch.autograd.grad(outer(params), lr)[0], rtol=1e-11, atol=0)
+    assert abs(got - differences(train_loss)) > 1e-3 * abs(got)
+
+
+@pytest.mark.parametrize("train_loss", KEEPS.values(), ids=KEEPS)
+@every_exact
+def test_a_detach_by_which_nothing_is_lost_is_not(strategy, train_loss):
+    assert slope(train_loss, strategy).item() == pytest.approx(differences(train_loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("train_loss", DETACHES.values(), ids=DETACHES)
+def test_nor_one_where_no_gradient_is_differentiated_in_params(train_loss):
+    assert slope(train_loss, data=DATA[:1]).item() == pytest.approx(differences(train_loss, data=DATA[:1]), rel=1e-6)
+    slope(train_loss, hft.Unroll(first_order=True))
+    if train_loss is not item_of_zeros:  # which vmap does not take
+        slope(train_loss, hft.ZeroOrder(2, 1e-3))
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,296 @@
+"""Losses of modules: params and buffers are put in for a call, and buffers go from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from .. import tree
+from ..calls import did_you_mean, explained, few, shown
+from ..dtensors import is_dtensor
+from ..types import HParams, Optimizer, Params, State
+from .core.inputs import BufferedState, TrainOutputs
+from .core.torch_private import has_graph
+from .distributed.data_parallel import DataParallel
+
+#: Modules, and whether each is in training mode.
+Modes: TypeAlias = tuple[tuple[nn.Module, bool], ...]
+#: Holds the numbers of every buffer: float32 and bfloat16, and counts up to 2^53.
+_WIDE = torch.float64
+
+
+class Carried(NamedTuple):
+    """What is trained where buffers go from step to step: the gradient in these is their next value."""
+
+    params: Params
+    buffers: Tensor  # all of them, as one vector
+
+
+@explained("of_module(net, lambda m, batch: loss_of(m(batch[0]), batch[1]))")
+def of_module(
+    net: nn.Module,
+    method: Callable[..., Tensor] | str | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> OfModule:
+    """A training loss of a module, which :func:`train` and the others take: ``loss(params, batch[, own]) -> scalar``.
+
+    For the time of a call ``params``, a dict by name, stand in the place of the module's parameters, and copies in that
+    of its buffers, so the module is not changed. A tied weight is one, under whichever of its names it is given.
+    Names that ``params`` lacks stay as they are in the module.
+
+    In a training, step k+1 begins with the buffers that step k has left, as in a loop by hand: BatchNorm's statistics,
+    in each strategy. They are in ``run.buffers``, and in ``run.state`` for the next ``train(..., state=run.state)``.
+    They are constants: what is written into one without ``no_grad`` and made of params is an error. Over the processes
+    of :func:`data_parallel` they are averaged. A call outside of a training begins with those in the module, or in
+    ``params``: ``loss({**run.params, **run.buffers}, batch)``.
+
+    Args:
+        net: a training keeps the modes, ``train()`` or ``eval()``, in which it finds it, also in its backward pass.
+        method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams. A name: that method of
+            the module, ``net.elbo(batch)``. ``None``: ``net(batch)``.
+        buffers: first values by name; ``None``, and names that are absent: those that the module has when training
+            begins. All that are in its ``state_dict()`` are carried.
+
+    Raises:
+        TypeError: no module; a method that cannot be called; when called, params that are no dict.
+        ValueError: buffers or a method that the module lacks; when called, names that it lacks; a buffer that a step
+            gives a graph or another shape; sharded params; a ``data_parallel(reduction="sum")`` loss.
+
+    The library's activation checkpointing (``gradient_checkpointing_enable()`` of Hugging Face's models) computes again
+    with the params of the call. For your own: ``checkpoint(block, x, use_reentrant=False, context_fn=loss.contexts)``.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    >>> loss = hft.of_module(net, lambda m, batch: (m(batch) ** 2).mean())
+    >>> run = hft.train(hft.sgd(lr=0.1), loss, dict(net.named_parameters()), [torch.randn(4, 2)] * 5)
+    >>> run.buffers["1.num_batches_tracked"]
+    tensor(5)
+    >>> net.load_state_dict({**run.params, **run.buffers})
+    <All keys matched successfully>
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"of_module takes a torch.nn.Module, got {shown(net)}")
+    if isinstance(method, str) and not callable(getattr(net, method, None)):
+        raise ValueError(f"{type(net).__name__} has no method {method!r}{did_you_mean(method, dir(net))}")
+    if not (method is None or isinstance(method, str) or callable(method)):
+        raise TypeError(f"method must be a function of (module, batch), or a method's name, got {shown(method)}")
+    loss = OfModule(net, method, dict(buffers or {}))
+    _check_names("buffers", loss.buffers, loss.carried)
+    return loss
+
+
+class OfModule:
+    """What :func:`of_module` returns."""
+
+    def __init__(self, net: nn.Module, method: Callable[..., Tensor] | str | None, buffers: dict[str, Tensor]) -> None:
+        self.net, self.method, self.buffers = net, method, buffers
+        saved, own = net.state_dict(), dict(net.named_buffers())
+        #: Buffers that a checkpoint has, which go from step to step.
+        self.carried: dict[str, Tensor] = {n: x for n, x in own.items() if n in saved and not x.is_complex()}
+        named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+        self._tensors: dict[str, Tensor] = dict(named)
+        first: dict[int, str] = {}
+        self._first = {name: first.setdefault(id(x), name) for name, x in named}  # of the names of a tied weight
+        self._carries: bool = bool(self.carried) or any(name != other for name, other in self._first.items())
+        self._now: tuple[dict[str, Tensor], dict[str, Tensor], Modes] = {}, {}, ()
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # where inspect.signature looks
+        return self.method if callable(self.method) else getattr(type(self.net), self.method or "forward")
+
+    def __call__(self, params: Any, batch: Any, *own: Any) -> Tensor:
+        given = {**{n: self.net.get_buffer(n) for n in self.carried}, **self._once(params)}
+        return self._at(given, {n: given.pop(n) for n in self.carried}, (), batch, own)[0]
+
+    def contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """The ``context_fn`` of a ``torch.utils.checkpoint`` in the module: what is computed again has its params."""
+        return nullcontext(), _Each(partial(self._put_in, *self._now))
+
+    def carrying(
+        self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
+    ) -> tuple[tuple[Optimizer, Any, Any, State], Callable[[TrainOutputs], TrainOutputs]]:
+        """The arguments of a training whose params carry the buffers, and what takes these out of its outputs."""
+        modes = tuple((m, m.training) for m in self.net.modules())
+        step = partial(self.step if self._carries else self._plain, modes)
+        train_loss = step if train_loss is self else replace(train_loss, loss=step)
+        if not self._carries:
+            return (optimizer, train_loss, params, state), lambda run: run
+        if any(map(is_dtensor, tree.leaves(params))):
+            raise ValueError("a loss of a module with buffers takes plain params, got DTensors; write it as a function")
+        if isinstance(train_loss, DataParallel) and train_loss.reduction == "sum":
+            raise ValueError('buffers are averaged over processes: take data_parallel(loss, reduction="mean")')
+        once, stated = self._once(params), isinstance(state, BufferedState)
+
+        def back(run: TrainOutputs) -> TrainOutputs:
+            new = run.params.params
+            if len(once) < len(params):
+                under = {self._first[n]: x for n, x in new.items()}
+                new = {n: under[self._first[n]] for n in params}
+            left = self._apart(run.params.buffers.detach())
+            return TrainOutputs(new, BufferedState(run.state, left) if left else run.state, run.losses)
+
+        given = Carried(once, self._joined(state.buffers if stated else self.start())), state.base if stated else state
+        return (_beside_buffers(optimizer), train_loss, *given), back
+
+    def start(self) -> dict[str, Tensor]:
+        """The buffers where training begins."""
+        return {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
+
+    def _plain(self, modes: Modes, params: Any, batch: Any, *own: Any) -> Tensor:
+        return self._at(self._once(params), {}, modes, batch, own)[0]
+
+    def step(self, modes: Modes, at: Carried, batch: Any, *own: Any) -> Tensor:
+        """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""
+        with torch.no_grad():
+            held = at.buffers.clone()
+        loss, new = self._at(at.params, self._apart(held), modes, batch, own)
+        if not isinstance(loss, Tensor) or not (torch.compiler.is_compiling() or has_graph(loss)):
+            return loss  # which is refused
+        for name, x in new.items():
+            if x.requires_grad or x.shape != self.carried[name].shape:
+                why = "is made of params with a graph: write it under torch.no_grad(), as BatchNorm does"
+                if x.shape != self.carried[name].shape:
+                    why = f"has the shape {tuple(x.shape)} after a step, and {tuple(self.carried[name].shape)} before"
+                raise ValueError(f"the buffer {name!r} goes to the next step, where it is a constant, but it {why}")
+        return loss + ((at.buffers - held) * self._joined(new).to(held.device)).sum().to(loss)
+
+    def _at(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes, batch: Any, own: tuple[Any, ...]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The loss, and the buffers after it."""
+        net, method, before = self.net, self.method, self._now
+        with ExitStack() as stack:
+            if not torch.compiler.is_compiling():  # a program checkpoints nothing
+                self._now = params, buffers, modes
+                stack.callback(setattr, self, "_now", before)
+                stack.enter_context(_checkpointing_with(net, self.contexts))
+            values = stack.enter_context(self._put_in(params, buffers, modes))
+            loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
+        return loss, {name: values[name] for name in buffers}  # a module may put in another tensor, too
+
+    @contextmanager
+    def _put_in(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes
+    ) -> Iterator[dict[str, Tensor]]:
+        with torch.no_grad():
+            values = {**params, **{name: x.clone() for name, x in buffers.items()}}
+        other = [m for m, mode in modes if m.training != mode]  # since training began
+        for m in other:
+            m.training = not m.training
+        try:
+            with _reparametrize_module(self.net, values, tie_weights=True):
+                yield values
+        finally:
+            for m in other:
+                m.training = not m.training
+
+    def _once(self, params: Any) -> dict[str, Tensor]:
+        """Params by name, of a tied weight the first."""
+        if not isinstance(params, Mapping):
+            raise TypeError(f"the loss of a module takes a dict of its params by name, got a {type(params).__name__}")
+        _check_names("params", params, self._tensors)
+        seen: dict[str, str] = {}
+        return {n: x for n, x in params.items() if seen.setdefault(self._first[n], n) == n}
+
+    def _joined(self, buffers: Mapping[str, Tensor]) -> Tensor:
+        rows = [buffers[name].reshape(-1).to(_WIDE) for name in self.carried]
+        return torch.cat(rows) if rows else torch.zeros(0, dtype=_WIDE)
+
+    def _apart(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([x.numel() for x in self.carried.values()])
+        pairs = zip(self.carried.items(), parts, strict=True)
+        return {
+            name: (part if like.is_floating_point() else part.round()).to(like.dtype, copy=True).reshape(like.shape)
+            for (name, like), part in pairs
+        }
+
+
+@explained("load(net, run)")
+def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
+    """Put what was trained into a module, in place: params and buffers of a run, or tensors by name.
+
+    A tied weight may be given under any of its names, and others stay as they are.
+
+    Raises:
+        ValueError: names that the module lacks, or tensors of another shape; nothing is changed then.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> net = torch.nn.Linear(2, 1)
+    >>> loss = hft.of_module(net, lambda m, batch: m(batch).square().mean())
+    >>> hft.load(net, hft.train(hft.sgd(lr=0.1), loss, dict(net.named_parameters()), [torch.ones(4, 2)] * 100))
+    >>> bool(net(torch.ones(1, 2)).abs() < 1e-3)
+    True
+    """
+    given = {**tree.by_path(run.params), **run.buffers} if isinstance(run, TrainOutputs) else dict(run)
+    own = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
+    _check_names("run", given, own)
+    with torch.no_grad():
+        for name, x in given.items():
+            own[name].copy_(x)
+
+
+def _check_names(what: str, given: Mapping[str, Any], known: Mapping[str, Tensor]) -> None:
+    for name, x in given.items():
+        if name not in known:
+            raise ValueError(
+                f"{what} has {name!r}, and the module no such tensor{did_you_mean(name, known)}; there are "
+                f"{few(list(known))}"
+            )
+        if not isinstance(x, Tensor) or x.shape != known[name].shape:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{what}: {name!r} must be a tensor of shape {tuple(known[name].shape)}, got {got}")
+
+
+class _Each:
+    """A context that is made anew each time that it is entered: an activation may be computed more than once."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make, self._open = make, ExitStack()
+
+    def __enter__(self) -> None:
+        self._open.enter_context(self._make())
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+
+@contextmanager
+def _checkpointing_with(net: nn.Module, contexts: Callable[[], Any]) -> Iterator[None]:
+    """Hugging Face's switch leaves a function in each layer, which gets the contexts for the time of a call."""
+    name = "_gradient_checkpointing_func"
+    with ExitStack() as stack:
+        for module in net.modules():
+            if (function := vars(module).get(name)) is not None:
+                setattr(module, name, partial(function, use_reentrant=False, context_fn=contexts))
+                stack.callback(setattr, module, name, function)
+        yield
+
+
+def _beside_buffers(optimizer: Optimizer) -> Optimizer:
+    def init(params: Carried, hparams: HParams | None = None) -> State:
+        return optimizer.init(params.params, hparams)
+
+    def update(grads: Carried, state: State, params: Any, hparams: HParams | None = None) -> tuple[Any, State]:
+        new, state = optimizer.update(grads.params, state, params.params, hparams)
+        return Carried(new, grads.buffers), state
+
+    return Optimizer(init, update, optimizer.hparams)
+
+
+def loss_of_module(train_loss: Any) -> OfModule | None:
+    """The loss of a module, also in a data-parallel one."""
+    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
+    return local if isinstance(local, OfModule) else None
+
+
+def beginning(train_loss: Any, state: State) -> State:
+    """The state of an optimizer where training begins, with the buffers of the loss."""
+    module = loss_of_module(train_loss)
+    return BufferedState(state, module.start()) if module is not None and module.carried else state

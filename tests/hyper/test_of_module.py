@@ -1,0 +1,511 @@
+"""Losses of modules: buffers go on as in a loop by hand, in each strategy; tied weights; activation checkpointing."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import InnerProblem, Strategy
+from hyperopt_ftp.hyper.core.inputs import BufferedState
+from hyperopt_ftp.hyper.unrolling import eager
+
+F64 = torch.float64
+OPT = hft.sgd(lr=0.1, momentum=0.9)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None), nn.Tanh(), nn.Dropout(0.2), nn.Linear(4, 2)]
+    return nn.Sequential(*layers).to(F64)
+
+
+def data(count: int = 5):
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(6, 3, dtype=F64, generator=g) * (1 + k), torch.randn(6, 2, dtype=F64, generator=g))
+            for k in range(count)]  # fmt: skip
+
+
+def fit(m, batch, h=1.0):
+    return h * F.mse_loss(m(batch[0]), batch[1])
+
+
+def called(net, values, x):
+    return functional_call(net, values, (x,))
+
+
+def named(net, **options):
+    return dict(net.named_parameters(**options))
+
+
+def by_hand(net, lr, h=1.0, batches=None):
+    """Where the loop ends that everybody writes, params and buffers; its random numbers are those of seed 7."""
+    torch.manual_seed(7)
+    params = {n: p.detach().requires_grad_() for n, p in net.named_parameters()}
+    buffers = {n: b.clone() for n, b in net.named_buffers()}
+    state = OPT.init(params)
+    for batch in data() if batches is None else batches:
+        loss = fit(partial(called, net, {**params, **buffers}), batch, h)
+        grads = torch.autograd.grad(loss, [*params.values()], create_graph=True)
+        grads = dict(zip(params, grads, strict=True))
+        params, state = OPT.update(grads, state, params, {**OPT.hparams, "lr": lr})
+    return params, buffers
+
+
+def held_out(net, params, buffers):
+    """The statistics count: the network is in eval mode."""
+    net.eval()
+    loss = sum(fit(lambda x: functional_call(net, {**params, **buffers}, (x,)), batch) for batch in data(2))
+    net.train()
+    return loss
+
+
+def knobs():
+    return torch.tensor(0.1, dtype=F64, requires_grad=True), torch.tensor(1.3, dtype=F64, requires_grad=True)
+
+
+def same(run, buffers):
+    assert run.buffers.keys() == buffers.keys()
+    for name, x in buffers.items():
+        assert run.buffers[name].dtype == x.dtype
+        assert torch.equal(run.buffers[name], x), name
+
+
+class OfOnesOwn(Strategy):
+    def __call__(self, problem: InnerProblem, inputs):
+        return problem.loop(inputs)
+
+
+STRATEGIES = {
+    "default": hft.Unroll(),
+    "graphs": hft.Unroll(checkpoint=False),
+    "points": hft.Unroll(checkpoint=1),
+    "sqrt": hft.Unroll(checkpoint="sqrt", offload=True),
+    "memory": hft.Unroll(memory=10**8),
+    "forward": hft.Forward(),
+    "own": OfOnesOwn(),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_derivatives_and_buffers_are_those_of_a_loop_by_hand(strategy):
+    net = network()
+    want = by_hand(net, *(at := knobs()))
+    slopes = torch.autograd.grad(held_out(net, *want), at)
+    lr, h = knobs()
+    torch.manual_seed(7)
+    run = hft.train(OPT, hft.of_module(net, fit), named(net), data(), hparams={"lr": lr, "loss": h}, strategy=strategy)
+    same(run, want[1])
+    assert not run.buffers["1.running_mean"].requires_grad
+    got = torch.autograd.grad(held_out(net, run.params, run.buffers), (lr, h))
+    torch.testing.assert_close(got, slopes, rtol=1e-12, atol=0)
+    assert net[1].num_batches_tracked == 0  # the module itself is as it was
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(truncate=2), hft.Unroll(first_order=True)], ids=repr)
+def test_what_is_not_differentiated_hands_buffers_on_too(strategy):
+    net = network()
+    lr, _ = knobs()
+    torch.manual_seed(7)
+    run = hft.train(OPT, hft.of_module(net, fit), named(net), data(), hparams={"lr": lr}, strategy=strategy)
+    same(run, by_hand(net, lr)[1])
+
+
+def test_buffers_are_those_of_the_step_where_graphs_turn_out_to_be_too_large(monkeypatch):
+    monkeypatch.setattr(eager, "SMALL", 0)
+    test_derivatives_and_buffers_are_those_of_a_loop_by_hand(hft.Unroll())
+
+
+def test_under_a_transform():
+    net = network()
+    net[3].p = 0.0
+    params, (lr, _) = {n: p.detach() for n, p in net.named_parameters()}, knobs()
+    want = by_hand(net, lr)
+
+    def end(lr):
+        run = hft.train(OPT, hft.of_module(net, fit), params, data(), hparams={"lr": lr})
+        return held_out(net, run.params, run.buffers)
+
+    (slope,) = torch.autograd.grad(held_out(net, *want), lr)
+    torch.testing.assert_close(torch.func.grad(end)(lr.detach()), slope, rtol=1e-12, atol=0)
+
+
+def test_implicit_takes_buffers_for_constants():
+    """In training mode no step depends on them: with and without, one fixed point."""
+    torch.manual_seed(0)
+    net, other = (
+        nn.Sequential(nn.BatchNorm1d(3, track_running_stats=kept), nn.Linear(3, 1)).to(F64) for kept in (1, 0)
+    )
+    other.load_state_dict(net.state_dict(), strict=False)
+    batches, opt = data(1) * 200, hft.sgd(lr=0.3)
+
+    def penalised(m, batch, h):
+        return F.mse_loss(m(batch[0])[:, 0], batch[1][:, 0]) + h * sum(p.square().sum() for p in m.parameters())
+
+    found = []
+    for m in (net, other):
+        h = torch.tensor(0.5, dtype=F64)
+        found.append(
+            hft.hypergradient(
+                opt, hft.of_module(m, penalised), lambda p: sum(x.sum() for x in p.values()), named(m), batches, "loss",
+                hparams={"loss": h}, strategy=hft.Implicit(iterations=200, tolerance=1e-4),
+            )
+        )  # fmt: skip
+    torch.testing.assert_close(found[0][1]["loss"], found[1][1]["loss"], rtol=1e-6, atol=0)
+    assert found[0][2][1].buffers["0.num_batches_tracked"] == 200
+
+
+@pytest.mark.filterwarnings("ignore:ZeroOrder trains its samples one after the other")
+def test_zero_order_hands_buffers_on():
+    net = network()
+    lr, _ = knobs()
+    torch.manual_seed(7)
+    run = hft.train(
+        OPT, hft.of_module(net, fit), named(net), data(), hparams={"lr": lr}, strategy=hft.ZeroOrder(2, 1e-3)
+    )
+    same(run, by_hand(net, lr)[1])
+    assert torch.autograd.grad(held_out(net, run.params, run.buffers), lr)[0].isfinite()
+
+
+def test_a_training_goes_on_where_another_ended():
+    net = network()
+    loss, batches = hft.of_module(net, fit), data(6)
+    torch.manual_seed(7)
+    whole = hft.train(OPT, loss, named(net), batches)
+    torch.manual_seed(7)
+    first = hft.train(OPT, loss, named(net), batches[:2])
+    second = hft.train(OPT, loss, first.params, batches[2:], state=first.state)
+    same(second, whole.buffers)
+    assert isinstance(second.state, BufferedState)
+    assert tree.structure(second.state.base) == tree.structure(OPT.init(named(net)))
+    again = hft.train(OPT, hft.of_module(net, fit, buffers=first.buffers), first.params, batches[2:])
+    assert again.buffers["1.num_batches_tracked"] == 6  # a state of one's own, or none: the given first values
+
+
+def test_bilevel_hands_buffers_from_round_to_round_and_resumes():
+    net = network()
+    net[3].eval()
+    loss = hft.of_module(net, fit)
+
+    def rounds(state=None):
+        return hft.bilevel(
+            OPT, hft.adam(lr=0.1), "lr", loss, loss, named(net), data(6), data(2), inner_steps=2, outer_steps=3,
+            state=state,
+        )  # fmt: skip
+
+    records = [*rounds()]
+    assert [r.state.inner.buffers["1.num_batches_tracked"].item() for r in records] == [2, 4, 6]
+    (last,) = rounds(records[1].state)
+    same(TrainedState(last.state), records[2].state.inner.buffers)
+
+
+class TrainedState:
+    def __init__(self, state):
+        self.buffers = state.inner.buffers
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_steps_keep_the_mode_in_which_training_began(normed):
+    """Those that are computed again, too; a call of one's own has the mode of the module."""
+    net = network()
+    if not normed:
+        net[1] = nn.Identity()
+    loss, batch, slopes = hft.of_module(net, fit), data(1)[0], []
+    for strategy in (hft.Unroll(checkpoint=False), hft.Unroll(checkpoint=1)):
+        lr = knobs()[0]
+        torch.manual_seed(7)
+        run = hft.train(OPT, loss, named(net), data(), hparams={"lr": lr}, strategy=strategy)
+        net.eval()
+        slopes += torch.autograd.grad(loss({**run.params, **run.buffers}, batch), lr)
+        assert not any(m.training for m in net.modules())
+        net.train()
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+
+
+def test_a_call_changes_nothing_and_takes_buffers_by_name():
+    net = network()
+    loss, batch = hft.of_module(net, fit), data(1)[0]
+    before = tree.map_tree(torch.clone, dict(net.state_dict()))
+    params = {n: p.detach() + 0.1 for n, p in net.named_parameters()}
+    net.eval()
+    moved = {n: b + 1 for n, b in net.named_buffers()}
+    want = fit(lambda x: functional_call(net, {**params, **moved}, (x,)), batch)
+    assert torch.equal(loss({**params, **moved}, batch), want)
+    net.train()
+    loss({**params, **moved}, batch)
+    for name, x in net.state_dict().items():
+        assert torch.equal(x, before[name])
+    assert moved["1.num_batches_tracked"] == 1
+
+
+class Elbow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+        self.register_buffer("held", torch.ones(2), persistent=False)
+
+    def forward(self, batch):
+        return fit(self.inner, batch)
+
+    def elbo(self, batch, h):
+        return fit(self.inner, batch, h)
+
+
+def test_a_method_by_name_by_function_and_the_module_itself():
+    net, batch, h = Elbow(), data(1)[0], torch.tensor(2.0, dtype=F64)
+    torch.manual_seed(7)
+    want = net.elbo(batch, h).item()
+    for method, own in (("elbo", (h,)), (lambda m, b, h: m.elbo(b, h), (h,)), (None, ())):
+        loss = hft.of_module(net, method)
+        torch.manual_seed(7)
+        assert loss(named(net), batch, *own).item() == pytest.approx(want if own else want / 2, rel=1e-15)
+        hparams = {"loss": h} if own else {}
+        run = hft.train(OPT, loss, named(net), [batch], hparams=hparams)
+        assert run.buffers.keys() == {n for n in net.state_dict() if "running" in n or "tracked" in n}
+    with pytest.raises(ValueError, match="hparams has an entry 'loss', and train_loss has no argument for it"):
+        hft.train(OPT, hft.of_module(net), named(net), [batch], hparams={"loss": h})
+
+
+# -- statistics per step ----------------------------------------------------------------------------------------------
+
+
+class PerStep(nn.Module):
+    """MAML++ (arXiv 1810.09502): statistics for each step, by the number of the step."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(steps, 3, dtype=F64))
+        self.register_buffer("mean", torch.zeros(steps, 3, dtype=F64))
+        self.register_buffer("var", torch.ones(steps, 3, dtype=F64))
+
+    def forward(self, x, k):
+        return F.batch_norm(x, self.mean[k], self.var[k], self.weight[k], training=True)
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=repr)
+def test_statistics_of_each_step_by_indexing(strategy):
+    net, lr = PerStep(5), knobs()[0]
+    batches = [(x, k) for k, (x, _) in enumerate(data())]
+    loss = hft.of_module(net, lambda m, b: m(*b).tanh().square().mean())
+    run = hft.train(hft.sgd(), loss, named(net), batches, hparams={"lr": lr}, strategy=strategy)
+    mean = torch.stack([0.1 * x.mean(0) for x, _ in data()])
+    torch.testing.assert_close(run.buffers["mean"], mean, rtol=1e-12, atol=1e-15)
+    (got,) = torch.autograd.grad(run.params["weight"].square().sum(), lr)
+    assert got < 0
+
+
+# -- tied weights, and back into the module ---------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.head = nn.Embedding(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)
+        self.head.weight = self.embed.weight
+        self.to(F64)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x)))
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+def test_a_tied_weight_is_one_under_all_its_names(strategy):
+    net, opt = Tied(), hft.adamw(lr=0.1, eps=1e-3)
+    loss = hft.of_module(net, lambda m, b: F.cross_entropy(m(b), b.flip(0)))
+    words = [torch.arange(5), torch.tensor([0, 2, 2, 4])] * 2
+    found = []
+    for params in (named(net), named(net, remove_duplicate=False)):
+        lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+        run = hft.train(opt, loss, params, words, hparams={"lr": lr}, strategy=strategy)
+        assert run.params.keys() == params.keys()
+        found.append((run, torch.autograd.grad(run.params["embed.weight"].sin().sum(), lr)[0]))
+    (once, slope), (both, other) = found
+    torch.testing.assert_close(slope, other, rtol=1e-14, atol=0)
+    assert both.params["head.weight"] is both.params["embed.weight"]
+    assert torch.equal(once.params["embed.weight"], both.params["embed.weight"])
+    net.load_state_dict({**both.params, **both.buffers})  # strictly: every name is there
+    assert torch.equal(net.head.weight, once.params["embed.weight"])
+
+    fresh = Tied()
+    hft.load(fresh, once)
+    assert fresh.head.weight is fresh.embed.weight
+    for name, x in net.state_dict().items():
+        assert torch.equal(x, fresh.state_dict()[name])
+    value, grads, _ = hft.hypergradient(
+        opt, loss, lambda p: loss(p, words[0]), named(net, remove_duplicate=False), words, "params"
+    )
+    assert grads["params"]["embed.weight"].any()
+    assert value.isfinite()
+
+
+# -- activation checkpointing -----------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """As a layer of Hugging Face's is, which has got a function by ``gradient_checkpointing_enable()``."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Dropout(0.3)).to(F64)
+        self._gradient_checkpointing_func = None
+        self.context_fn = None
+
+    def forward(self, x):
+        if self._gradient_checkpointing_func is not None:
+            return self._gradient_checkpointing_func(self.inner, x)
+        if self.context_fn is not None:
+            return checkpoint(self.inner, x, use_reentrant=False, context_fn=self.context_fn)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("how", ["the library's switch", "one's own"])
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(first_order=True)], ids=repr)
+def test_checkpointed_activations_are_computed_again_with_the_params_of_the_step(strategy, how):
+    torch.manual_seed(0)
+    net = nn.Sequential(Block(), Block())
+    loss = hft.of_module(net, lambda m, b: (m(b[0]) - 1).square().mean())
+
+    def trained():
+        lr = torch.tensor(0.3, dtype=F64, requires_grad=True)
+        torch.manual_seed(3)
+        run = hft.train(OPT, loss, named(net), data(3), hparams={"lr": lr}, strategy=strategy)
+        return torch.autograd.grad(sum(p.square().sum() for p in run.params.values()), lr)[0], run
+
+    want, plain = trained()
+    for block in net:
+        if how == "one's own":
+            block.context_fn = loss.contexts
+        else:
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=True)
+    switch = net[0]._gradient_checkpointing_func
+    got, run = trained()
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=0)
+    same(run, plain.buffers)  # what is computed again writes into copies
+    assert net[0]._gradient_checkpointing_func is switch
+
+
+def test_a_checkpoint_without_the_contexts_is_refused_with_what_to_write():
+    torch.manual_seed(0)
+    net = nn.Sequential(Block())
+    net[0].context_fn = lambda: (torch.no_grad(), torch.no_grad())
+    net[0].forward = lambda x: checkpoint(net[0].inner, x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match=r"checkpoints activations inside a module .*context_fn=loss\.contexts"):
+        hft.train(OPT, hft.of_module(net, lambda m, b: m(b[0]).square().mean()), named(net), data())
+
+
+# -- many processes ---------------------------------------------------------------------------------------------------
+
+
+def test_data_parallel_averages_buffers():
+    """In one process they are those of the loop; counts stay whole."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        net = network()
+        for strategy in (hft.Unroll(), hft.Forward()):
+            torch.manual_seed(7)
+            run = hft.train(
+                OPT, hft.data_parallel(hft.of_module(net, fit)), named(net), data(), hparams={"lr": knobs()[0]},
+                strategy=strategy,
+            )  # fmt: skip
+            same(run, by_hand(net, 0.1)[1])
+        with pytest.raises(ValueError, match="buffers are averaged over processes"):
+            hft.train(OPT, hft.data_parallel(hft.of_module(net, fit), reduction="sum"), named(net), data())
+    finally:
+        dist.destroy_process_group()
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+class Writes(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=F64))
+        self.register_buffer("mean", torch.zeros(3, dtype=F64))
+        self.how = how
+
+    def forward(self, batch):
+        y = batch[0] * self.weight
+        self.how(self, y)
+        return (y - self.mean).square().mean()
+
+
+def remembers(m, y):
+    m.mean = 0.9 * m.mean + 0.1 * y.mean(0)
+
+
+def grows(m, y):
+    m.mean = torch.zeros(1, 3, dtype=F64)
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+def test_a_buffer_that_would_lose_a_derivative_or_its_shape_is_refused(strategy):
+    for how, why in ((remembers, "is made of params with a graph: .*no_grad"), (grows, r"the shape \(1, 3\) after")):
+        with pytest.raises(ValueError, match=f"the buffer 'mean' goes to the next step.*{why}"):
+            hft.train(OPT, hft.of_module(net := Writes(how)), named(net), data(), hparams={"lr": knobs()[0]},
+                      strategy=strategy)  # fmt: skip
+
+
+@torch.no_grad()
+def averages(m, y):
+    m.mean = 0.9 * m.mean + 0.1 * y.mean(0)  # another tensor in its place, and not written into
+
+
+def test_a_buffer_in_whose_place_another_tensor_is_put():
+    net = Writes(averages)
+    run = hft.train(hft.sgd(lr=0.0), hft.of_module(net), named(net), data(2))
+    x, y = (batch[0].mean(0) for batch in data(2))
+    torch.testing.assert_close(run.buffers["mean"], 0.9 * 0.1 * x + 0.1 * y, rtol=1e-12, atol=1e-15)
+
+
+def test_what_the_module_lacks_is_an_error_before_anything_runs():
+    net = network()
+    loss = hft.of_module(net, fit)
+    with pytest.raises(ValueError, match=r"buffers has '1.runing_mean', .*did you mean '1.running_mean'"):
+        hft.of_module(net, fit, buffers={"1.runing_mean": torch.zeros(4)})
+    with pytest.raises(ValueError, match=r"buffers: '1.running_mean' must be a tensor of shape \(4,\), got \(3,\)"):
+        hft.of_module(net, fit, buffers={"1.running_mean": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"params has 'fc', and the module no such tensor"):
+        hft.train(OPT, loss, {"fc": torch.zeros(2)}, data())
+    with pytest.raises(TypeError, match="takes a dict of its params by name, got a list"):
+        hft.train(OPT, loss, [*net.parameters()], data())
+    with pytest.raises(TypeError, match=r"of_module takes a torch.nn.Module, got"):
+        hft.of_module(fit)
+    with pytest.raises(ValueError, match=r"has no method 'forwrd'; did you mean 'forward'"):
+        hft.of_module(net, "forwrd")
+    with pytest.raises(TypeError, match="method must be a function"):
+        hft.of_module(net, 3)
+    with pytest.raises(ValueError, match="train_loss must return a scalar tensor"):
+        hft.train(OPT, hft.of_module(net, lambda m, b: m(b[0])), named(net), data())
+    with pytest.raises(ValueError, match="train_loss must return a scalar tensor"):
+        hft.train(OPT, hft.of_module(net, lambda m, b: 3.0), named(net), data())
+    with pytest.raises(ValueError, match="loss without a graph"):
+        hft.train(OPT, hft.of_module(net, lambda m, b: fit(m, b).detach()), named(net), data())
+
+
+def test_load_is_refused_before_anything_is_changed():
+    net = network()
+    before = tree.map_tree(torch.clone, dict(net.state_dict()))
+    with pytest.raises(ValueError, match=r"run has '0.weigth', .*did you mean '0.weight'"):
+        hft.load(net, {"0.bias": torch.ones(4), "0.weigth": torch.zeros(4, 3)})
+    with pytest.raises(ValueError, match=r"run: '0.weight' must be a tensor of shape \(4, 3\)"):
+        hft.load(net, {"0.bias": torch.ones(4), "0.weight": torch.zeros(3)})
+    for name, x in net.state_dict().items():
+        assert torch.equal(x, before[name])
+
+
+def test_without_buffers_a_run_has_none():
+    net = nn.Linear(3, 2).to(F64)
+    run = hft.train(OPT, hft.of_module(net, fit), named(net), data())
+    assert run.buffers == {}
+    assert not isinstance(run.state, BufferedState)
+    net.load_state_dict({**run.params, **run.buffers})
