@@ -107,7 +107,7 @@ def test_commands_are_those_of_ci_and_of_the_makefile():
 @pytest.mark.parametrize("library", ["optax", "torchopt"])
 def test_what_the_page_for_users_of_a_library_points_to_is_here(library: str):
     """And a row which says that there is none does not outlive the day when there is one of that name."""
-    page = (ROOT / "docs" / f"coming-from-{library}.md").read_text()
+    page = (ROOT / "docs" / "reference" / f"from-{library}.md").read_text()
     there = set(re.findall(r"\bhft((?:\.\w+)+)", page))
     assert len(there) > 20
     end = object()

@@ -27,6 +27,9 @@ PUBLISHED = (
     "CHANGELOG.md",  # README.md is the front page of a git host; docs/index.md is that of the site
     "CONTRIBUTING.md",
     "LICENSE",
+    "LICENCES.md",  # this and the next two: linked, not in the navigation
+    "RELEASING.md",
+    "SECURITY.md",
     "docs/**/*.*",
     "examples/**/*.py",
     "experiments/*/README.md",

@@ -1,6 +1,6 @@
 """Optimizers of other packages as bases of FTP: which there are, how they are made, and which cannot be held.
 
-``python -m tests.integrations.bases`` tries all of them and writes docs/bases.md.
+``python -m tests.integrations.bases`` tries all of them and writes docs/reference/bases.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import hyperopt_ftp as hft
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "bases.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "bases.md"
 
 Named = list[tuple[str, nn.Parameter]]
 
