@@ -54,7 +54,8 @@ def test_code_blocks_run_and_print_what_the_page_shows(code, shown, capsys):
 def test_pages_show_what_is_printed():
     """The quick starts, what a radius_lr does, what a hypergradient costs."""
     pages = {str(block.id).rpartition("-")[0] for block in BLOCKS if block.values[1]}
-    assert pages >= {"README.md", "docs/quick-start.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
+    quick = {"docs/quick-start.md", "docs/differentiate.md"}
+    assert pages >= quick | {"README.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
 
 
 def test_every_public_name_has_a_docstring_and_a_line_in_the_reference():
@@ -296,6 +297,18 @@ def training_step_in_readme() -> Iterator[str]:
     yield f"takes [{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW's]"
 
 
+def without_numba() -> Iterator[str]:
+    """The step that a plain install takes, as a multiple of the fused one."""
+    steps = [model["steps"] for model in measured("step_cpu")["models"].values()]
+    ratios = [
+        x["FTPAdamW(foreach)"]["ratio_to_adamw_fused"] / x["FTPAdamW(fused)"]["ratio_to_adamw_fused"] for x in steps
+    ]
+    pairs = zip(training_steps("FTPAdamW (foreach)"), training_steps("FTPAdamW (fused)"), strict=True)
+    longer = [100 * (foreach / fused - 1) for foreach, fused in pairs]
+    yield f"an optimizer step on a CPU takes {min(ratios):.1f} to {max(ratios):.1f} times as long"
+    yield f"a whole training step {min(longer):.0f} to {max(longer):.0f} % longer"
+
+
 def hypergradients() -> Iterator[str]:
     """Against TorchOpt's faster form where there are two."""
     for ours, problems, said in (
@@ -334,6 +347,7 @@ def estimates() -> Iterator[str]:
         ("docs/performance.md", step),
         ("docs/performance.md", training_step),
         ("README.md", training_step_in_readme),
+        ("docs/quick-start.md", without_numba),
         ("docs/performance.md", hypergradients),
         ("docs/performance.md", larger_models),
         ("docs/performance.md", meta_learning),
