@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -120,6 +121,27 @@ def test_what_the_page_for_users_of_a_library_points_to_is_here(library: str):
     last = [(name.rpartition(".")[2], here) for names, here in pairs for name in re.findall(r"`([^`]+)`", names)]
     assert {"adam", "sgd"} <= vars(hft).keys() & {name for name, _ in last}
     assert [name for name, here in last if hasattr(hft, name) and f"hft.{name}" not in here] == []
+
+
+def bare(code: str) -> dict[str, str]:
+    """The functions of a program by name, without annotations and what they import."""
+    found = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    for node in (inner for function in found for inner in ast.walk(function)):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+            node.body = [line for line in node.body if not isinstance(line, ast.Import)]
+    return {function.name: ast.unparse(function) for function in found}
+
+
+def test_the_programs_beside_each_other_are_those_of_the_benchmark():
+    page = (ROOT / "docs" / "libraries.md").read_text()
+    blocks = re.findall(r"```(?:python|text)\n(.*?)```", page, flags=re.S)
+    shown = {name: code for block in blocks for name, code in bare(block).items()}
+    benchmark = bare((ROOT / "benchmarks" / "meta" / "maml.py").read_text())
+    assert shown.keys() == {"ours", "with_torchopt", "with_higher", "with_jax"}
+    assert {name: benchmark[name] for name in shown} == shown
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
