@@ -35,7 +35,7 @@ def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> N
     ===============  ===============================================================================================
 
     Args:
-        optimizer: with hparams at which its rule is smooth and well conditioned.
+        optimizer: with hparams at which its rule is smooth and well conditioned: an ``eps`` of 1e-2, not 1e-8.
         without: checks to leave out: ``derivatives`` if a rule jumps (a sign, a threshold), ``gaps`` and ``apart`` if
             it refuses a gradient that is ``None``, ``apart`` if it needs all gradients (their norm).
 
@@ -46,7 +46,7 @@ def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> N
 
     >>> import hyperopt_ftp as hft
     >>> from hyperopt_ftp.testing import check_optimizer
-    >>> check_optimizer(hft.adam(lr=0.1))
+    >>> check_optimizer(hft.adam(lr=0.1, eps=1e-2))
     """
     check_is_optimizer("optimizer", optimizer)
     left_out = (without,) if isinstance(without, str) else tuple(without)
@@ -129,8 +129,8 @@ def check_derivatives(opt: Optimizer, steps: int = 4) -> Any:
         return small_loss(small_training(opt, hparams, params, data)[0], data[0] + 0.3)
 
     found = torch.func.grad(outer)(opt.hparams)
-    # h = 3e-6: 3e-11 from the rounding of f, and 1e-22 times a fifth derivative, which is large in an eps of 1e-8.
-    wanted = iter(central_differences(outer, opt.hparams, h=3e-6))
+    # h = 1e-4: 1e-12 from the rounding of f, 1e-16 times a fifth derivative from the differences.
+    wanted = iter(central_differences(outer, opt.hparams))
     pairs = [
         (path, x.reshape(-1), torch.stack([next(wanted) for _ in range(x.numel())])) for path, x in tree.named(found)
     ]
