@@ -15,6 +15,7 @@ import tyro
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, interval
+from experiments.common.figures import Curve, curves
 from experiments.common.report_kit import Table, fixed, markdown
 from experiments.sensitivity.protocol import Answered, counted, percent
 from experiments.sensitivity.summary import Answers, scores_of
@@ -142,6 +143,21 @@ def tables(found: dict, studies: Mapping[str, dict]) -> tuple[Table, Table]:
     return (header, rows), (["study, 100 examples", *(f"best of {grid}" for grid in GRIDS)], each)
 
 
+def draw(file: Path, found: dict, grid: str = "3") -> None:
+    """FTP minus AdamW over the number of examples, by kind of task, with 95 % intervals."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for place, title in enumerate(("in distribution", "out of distribution")):
+        for kind, sources in KINDS.items():
+            studies = [study for source in sources for study in SOURCES[source]]
+            columns = [
+                [mean(g[place] for g in found["tuned"][grid][str(count)][s]) for s in studies] for count in COUNTS
+            ]
+            middles, halves = zip(*map(interval, columns), strict=True)
+            panels.setdefault(title, {})[f"{len(studies)} tasks of {kind}"] = Curve(COUNTS, middles, halves)
+    curves(file, panels, "labels to choose AdamW's learning rate on", "FTP - AdamW, points", log_x=True, ticks=COUNTS,
+           from_zero=True)  # fmt: skip
+
+
 def radii(studies: Mapping[str, dict], runs: Mapping[str, dict]) -> dict[str, dict[str, Gain]]:
     """By task and by both rates of FTP: its mean minus AdamW's at its best rate, on the splits of the runs."""
     found: dict[str, dict[str, Gain]] = {}
@@ -200,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "has in a study. ID / OOD, with the 95 % interval of the mean by Student's t over the studies; a source "
             "has too few of them for one.",
             "\n".join(markdown(*every)),
+            "![FTP minus AdamW by the number of labels](gain.png)",
             "Study by study, with 95 % intervals over the five splits, which share examples (Nadeau and Bengio 2003):",
             "\n".join(markdown(*each)),
             "## The rate of the radii",
@@ -209,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]  # fmt: skip
         out = studies / "tuning"
         out.mkdir(exist_ok=True)
+        draw(out / "gain.png", found)
         checkpoint.write_text(out / "report.md", "\n\n".join(text) + "\n")
         checkpoint.write_text(out / "metrics.json", json.dumps(found | {"radii": moved}, indent=1) + "\n")
         print("\n".join(markdown(*every)))

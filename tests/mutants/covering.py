@@ -15,6 +15,7 @@ from coverage import CoverageData
 #: As `make test` has it.
 LEFT_OUT = (
     "tests/compiled",
+    "tests/device",
     "tests/experiments",
     "tests/integrations/test_large.py",
     "tests/integrations/test_language.py",

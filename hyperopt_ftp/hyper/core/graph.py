@@ -24,12 +24,6 @@ def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
 _NODE = itemgetter(0)  # of a pair with the number of its input
 
 
-def leaf_of(node: Node) -> Tensor | None:
-    """The leaf whose gradient a node would accumulate."""
-    leaf = getattr(node, "variable", None)
-    return leaf if isinstance(leaf, Tensor) else None
-
-
 def made_from(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that graphs end in: those that were given, and other leaves; for a leaf, itself."""
     leaves = [x for x in tensors if x.grad_fn is None and x.requires_grad]
@@ -37,6 +31,18 @@ def made_from(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor
 
 
 def ends_below(nodes: Sequence[Node | None], given: Sequence[Tensor]) -> list[Tensor]:
+    """The same below some nodes. Of every step a training looks at this, so it is one loop, without calls."""
     ends: dict[Node, Tensor] = {x.grad_fn: x for x in given if x.grad_fn is not None}
-    found = [ends[node] if node in ends else leaf_of(node) for node in nodes_below(*nodes, until=ends)]
-    return [x for x in found if x is not None]
+    stack, seen, found = [*nodes], set[Node](), list[Tensor]()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in ends:
+            found.append(ends[node])
+        elif below := node.next_functions:
+            stack += map(_NODE, below)
+        elif isinstance(leaf := getattr(node, "variable", None), Tensor):  # which a node would accumulate a gradient in
+            found.append(leaf)
+    return found

@@ -276,7 +276,7 @@ class PlainLoop:
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
         own = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
-        return any(id(x) not in own for x in ends_below([loss.grad_fn], ()))
+        return not own.issuperset(map(id, ends_below([loss.grad_fn], ())))
 
 
 def _unchanged(update: Any) -> Any:
