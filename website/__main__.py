@@ -34,6 +34,8 @@ PUBLISHED = (
     "examples/**/*.py",
     "experiments/*/README.md",
     "benchmarks/results/*.png",
+    "benchmarks/meta/*.py",
+    "tests/**/*.py",
 )
 LANDING = Path("docs", "index.md")
 REPORTS = "docs/studies/*/report.md"  # not in the navigation
