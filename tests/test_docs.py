@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from pathlib import Path
 from statistics import mean
@@ -348,6 +348,26 @@ def hypergradients() -> Iterator[str]:
         yield said.format(f"{', '.join(others)} and {last} times TorchOpt's time")
 
 
+def hypergradients_in_short() -> Iterator[str]:
+    """The ranges at the top of the page: over the problems, JAX's over the small ones."""
+    problems = {name: record["contenders"] for name, record in measured("hypergradient")["problems"].items()}
+
+    def span(ours: str, theirs: str, what: str, digits: int = 2, names: Iterable[str] = problems) -> str:
+        """Against the quickest of theirs."""
+        ratios = []
+        for contenders in (problems[name] for name in names if ours in problems[name]):
+            peers = [x for name, x in contenders.items() if name.startswith(theirs) and "median_seconds" in x]
+            quickest = min(peers, key=lambda x: x["median_seconds"])
+            ratios.append(contenders[ours][what] / quickest[what])
+        return f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f} times the"
+
+    time, peak, compiled = "median_seconds", "peak_mib", "Unroll(compile=True)"
+    yield f"{span('Unroll()', 'torchopt', time)} time, {span('Unroll()', 'torchopt', peak)} memory"
+    first = [x[compiled]["first_call_seconds"] for x in problems.values() if compiled in x]
+    yield f"{span(compiled, 'torchopt', time)} time, after a first call of {min(first):.0f} to {max(first):.0f} s"
+    yield f"small problems | {span(compiled, 'jax', time, 1, ('mlp', 'maml', 'l2'))} time | JAX"
+
+
 def larger_models() -> Iterator[str]:
     yield from map(table, measured("large_cpu")["steps"].values())
 
@@ -370,6 +390,7 @@ def estimates() -> Iterator[str]:
         ("README.md", training_step_in_readme),
         ("docs/quick-start.md", without_numba),
         ("docs/performance.md", hypergradients),
+        ("docs/performance.md", hypergradients_in_short),
         ("docs/performance.md", larger_models),
         ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
