@@ -17,6 +17,7 @@ import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta
 from benchmarks.large.processes import table
 from experiments.common.estimate import interval
+from hyperopt_ftp.testing import CHECKS
 
 from .support.family import FAMILY, Method
 
@@ -406,6 +407,20 @@ def test_what_a_page_says_was_measured(page: str, made: Callable[[], Iterator[st
 def one_line(text: str) -> str:
     """Without emphasis, and without the range that a table gives after a number."""
     return " ".join(re.sub(r" \(\d[\d.]* to [\d.]+\)(?= \|)|\*\*", "", text).split())
+
+
+def test_counts_of_what_is_tested_are_those_of_the_tables():
+    bases = (ROOT / "docs" / "reference" / "bases.md").read_text()
+    held = sum(map(int, re.findall(r"^Held \((\d+)\)", bases, flags=re.M)))
+    contract = f"each put through {len(CHECKS)} checks"
+    kills = re.findall(r"KILLS=(\d+)", (ROOT / "Makefile").read_text())[0]
+    for page, said in {
+        "docs/status.md": (contract, f"{held} optimizers of [ten packages]", f"[{kills} kills]"),
+        "docs/integrations.md": (f"{held} optimizers work",),
+        "CHANGELOG.md": (f"{held} third-party optimizers",),
+    }.items():
+        text = one_line((ROOT / page).read_text())
+        assert [words for words in said if words not in text] == [], page
 
 
 def test_figures_lie_with_the_runs_that_made_them():
