@@ -340,8 +340,8 @@ def section(library: Library) -> str:
 
 TITLE = """# Optimizers of other packages as a base
 
-`hft.FTP(base)` and the other classes around a base take any optimizer that steps once for each gradient. Each one below
-was tried on a CPU. "Held" means:
+For those who ask whether their optimizer can be a base: `hft.FTP(base)` and the other classes around one take any that
+steps once for each gradient. Each one below was tried on a CPU. "Held" means:
 
 - After 20 steps, with a change of the learning rate on the way, all rows are within their radius.
 - A run that is saved at step 8 and loaded into a fresh one ends like the uninterrupted one, to the last bit. Four
