@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.show:
         print(*map(table, problems.values()), sep="\n\n")
     draw({name: problems[name] for name in PROBLEMS if name in problems}, args.out.with_suffix(".png"))
+    if one := {name: record for name, record in problems.items() if name == "transformer"}:
+        draw(one, args.out.with_name(f"{args.out.stem}-transformer.png"))
     if off:
         sys.exit(f"another hypergradient than the one in float64: {', '.join(off)}")
 

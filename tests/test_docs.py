@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from pathlib import Path
 from statistics import mean
@@ -16,6 +17,7 @@ import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta
 from benchmarks.large.processes import table
 from experiments.common.estimate import interval
+from hyperopt_ftp.testing import CHECKS
 
 from .support.family import FAMILY, Method
 
@@ -61,7 +63,8 @@ def _untrained(create_model, *args, pretrained=False, **options):
 def test_pages_show_what_is_printed():
     """The quick starts, what a radius_lr does, what a hypergradient costs."""
     pages = {str(block.id).rpartition("-")[0] for block in BLOCKS if block.values[1]}
-    assert pages >= {"README.md", "docs/quick-start.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
+    quick = {"docs/quick-start.md", "docs/differentiate.md"}
+    assert pages >= quick | {"README.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
 
 
 def test_every_public_name_has_a_docstring_and_a_line_in_the_reference():
@@ -114,7 +117,7 @@ def test_commands_are_those_of_ci_and_of_the_makefile():
 @pytest.mark.parametrize("library", ["optax", "torchopt"])
 def test_what_the_page_for_users_of_a_library_points_to_is_here(library: str):
     """And a row which says that there is none does not outlive the day when there is one of that name."""
-    page = (ROOT / "docs" / f"coming-from-{library}.md").read_text()
+    page = (ROOT / "docs" / "reference" / f"from-{library}.md").read_text()
     there = set(re.findall(r"\bhft((?:\.\w+)+)", page))
     assert len(there) > 20
     end = object()
@@ -126,6 +129,27 @@ def test_what_the_page_for_users_of_a_library_points_to_is_here(library: str):
     last = [(name.rpartition(".")[2], here) for names, here in pairs for name in re.findall(r"`([^`]+)`", names)]
     assert {"adam", "sgd"} <= vars(hft).keys() & {name for name, _ in last}
     assert [name for name, here in last if hasattr(hft, name) and f"hft.{name}" not in here] == []
+
+
+def bare(code: str) -> dict[str, str]:
+    """The functions of a program by name, without annotations and what they import."""
+    found = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    for node in (inner for function in found for inner in ast.walk(function)):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+            node.body = [line for line in node.body if not isinstance(line, ast.Import)]
+    return {function.name: ast.unparse(function) for function in found}
+
+
+def test_the_programs_beside_each_other_are_those_of_the_benchmark():
+    page = (ROOT / "docs" / "libraries.md").read_text()
+    blocks = re.findall(r"```(?:python|text)\n(.*?)```", page, flags=re.S)
+    shown = {name: code for block in blocks for name, code in bare(block).items()}
+    benchmark = bare((ROOT / "benchmarks" / "meta" / "maml.py").read_text())
+    assert shown.keys() == {"ours", "with_torchopt", "with_higher", "with_jax"}
+    assert {name: benchmark[name] for name in shown} == shown
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -295,6 +319,18 @@ def training_step_in_readme() -> Iterator[str]:
     yield f"takes [{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW's]"
 
 
+def without_numba() -> Iterator[str]:
+    """The step that a plain install takes, as a multiple of the fused one."""
+    steps = [model["steps"] for model in measured("step_cpu")["models"].values()]
+    ratios = [
+        x["FTPAdamW(foreach)"]["ratio_to_adamw_fused"] / x["FTPAdamW(fused)"]["ratio_to_adamw_fused"] for x in steps
+    ]
+    pairs = zip(training_steps("FTPAdamW (foreach)"), training_steps("FTPAdamW (fused)"), strict=True)
+    longer = [100 * (foreach / fused - 1) for foreach, fused in pairs]
+    yield f"an optimizer step on a CPU takes {min(ratios):.1f} to {max(ratios):.1f} times as long"
+    yield f"a whole training step {min(longer):.0f} to {max(longer):.0f} % longer"
+
+
 def hypergradients() -> Iterator[str]:
     """Against TorchOpt's faster form where there are two."""
     for ours, problems, said in (
@@ -311,6 +347,26 @@ def hypergradients() -> Iterator[str]:
             ratios.append(seconds[ours] / min(x for n, x in seconds.items() if n.startswith("torchopt")))
         *others, last = (f"{ratio:.2f}" for ratio in ratios)
         yield said.format(f"{', '.join(others)} and {last} times TorchOpt's time")
+
+
+def hypergradients_in_short() -> Iterator[str]:
+    """The ranges at the top of the page: over the problems, JAX's over the small ones."""
+    problems = {name: record["contenders"] for name, record in measured("hypergradient")["problems"].items()}
+
+    def span(ours: str, theirs: str, what: str, digits: int = 2, names: Iterable[str] = problems) -> str:
+        """Against the quickest of theirs."""
+        ratios = []
+        for contenders in (problems[name] for name in names if ours in problems[name]):
+            peers = [x for name, x in contenders.items() if name.startswith(theirs) and "median_seconds" in x]
+            quickest = min(peers, key=lambda x: x["median_seconds"])
+            ratios.append(contenders[ours][what] / quickest[what])
+        return f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f} times the"
+
+    time, peak, compiled = "median_seconds", "peak_mib", "Unroll(compile=True)"
+    yield f"{span('Unroll()', 'torchopt', time)} time, {span('Unroll()', 'torchopt', peak)} memory"
+    first = [x[compiled]["first_call_seconds"] for x in problems.values() if compiled in x]
+    yield f"{span(compiled, 'torchopt', time)} time, after a first call of {min(first):.0f} to {max(first):.0f} s"
+    yield f"small problems | {span(compiled, 'jax', time, 1, ('mlp', 'maml', 'l2'))} time | JAX"
 
 
 def larger_models() -> Iterator[str]:
@@ -333,7 +389,9 @@ def estimates() -> Iterator[str]:
         ("docs/performance.md", step),
         ("docs/performance.md", training_step),
         ("README.md", training_step_in_readme),
+        ("docs/quick-start.md", without_numba),
         ("docs/performance.md", hypergradients),
+        ("docs/performance.md", hypergradients_in_short),
         ("docs/performance.md", larger_models),
         ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
@@ -349,6 +407,20 @@ def test_what_a_page_says_was_measured(page: str, made: Callable[[], Iterator[st
 def one_line(text: str) -> str:
     """Without emphasis, and without the range that a table gives after a number."""
     return " ".join(re.sub(r" \(\d[\d.]* to [\d.]+\)(?= \|)|\*\*", "", text).split())
+
+
+def test_counts_of_what_is_tested_are_those_of_the_tables():
+    bases = (ROOT / "docs" / "reference" / "bases.md").read_text()
+    held = sum(map(int, re.findall(r"^Held \((\d+)\)", bases, flags=re.M)))
+    contract = f"each put through {len(CHECKS)} checks"
+    kills = re.findall(r"KILLS=(\d+)", (ROOT / "Makefile").read_text())[0]
+    for page, said in {
+        "docs/status.md": (contract, f"{held} optimizers of [ten packages]", f"[{kills} kills]"),
+        "docs/integrations.md": (f"{held} optimizers work",),
+        "CHANGELOG.md": (f"{held} third-party optimizers",),
+    }.items():
+        text = one_line((ROOT / page).read_text())
+        assert [words for words in said if words not in text] == [], page
 
 
 def test_figures_lie_with_the_runs_that_made_them():

@@ -150,7 +150,7 @@ def test_what_is_installed_is_within_the_bounds():
 
 
 def test_every_dependency_has_its_licence_listed():
-    text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    text = (ROOT / "LICENCES.md").read_text(encoding="utf-8")
     table = text.partition("## Packages")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([^`]+)` \| (\S[^|]*) \| (\S[^|]*) \|$", table, flags=re.M)
     assert {canonicalize_name(name) for name, *_ in rows} == {canonicalize_name(r.name) for r in requirements()}

@@ -27,10 +27,15 @@ PUBLISHED = (
     "CHANGELOG.md",  # README.md is the front page of a git host; docs/index.md is that of the site
     "CONTRIBUTING.md",
     "LICENSE",
+    "LICENCES.md",  # this and the next two: linked, not in the navigation
+    "RELEASING.md",
+    "SECURITY.md",
     "docs/**/*.*",
     "examples/**/*.py",
     "experiments/*/README.md",
     "benchmarks/results/*.png",
+    "benchmarks/meta/*.py",
+    "tests/**/*.py",
 )
 LANDING = Path("docs", "index.md")
 REPORTS = "docs/studies/*/report.md"  # not in the navigation

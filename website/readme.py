@@ -1,7 +1,7 @@
 """README for a package index, which has none of the files that it links to: python -m website.readme PAGES FIGURES.
 
 PAGES and FIGURES are where a git host shows the files of the released tag, and where it hands them out as they are;
-docs/releasing.md has examples. The README is printed with these addresses, and with the command that installs from the
+RELEASING.md has examples. The README is printed with these addresses, and with the command that installs from the
 index in the place of the one for a clone.
 """
 

@@ -37,7 +37,7 @@ def _time(seconds: float) -> str:
 
 def draw(problems: dict[str, Any], path: Path) -> None:
     """Each point has its name beside it, in a column at the right of its panel."""
-    figure, axes = panels(len(problems), 2.5, columns=1)
+    figure, axes = panels(len(problems), 2.5 if len(problems) > 1 else 3.6, columns=1)  # of one the axis has its label
     for panel, record in zip(axes, problems.values(), strict=True):
         _panel(panel, record)
     axes[-1].set_xlabel("peak memory, MiB", fontsize=SMALL)

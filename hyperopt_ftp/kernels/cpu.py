@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -151,6 +151,12 @@ def say_compiled(place: str | None, weights: torch.dtype, seconds: float) -> Non
     often = f"once on this machine, kept in {place}" if place else "and will in every process: set NUMBA_CACHE_DIR"
     text, what = "compiled the fused CPU step for %s weights in %.0f s, %s", str(weights).removeprefix("torch.")
     logging.getLogger("hyperopt_ftp").warning(text, what, seconds, often)
+
+
+@lru_cache(1)
+def say_slower(why: str) -> None:
+    """One line of the log in a process, where the default is not the fastest step that there is."""
+    logging.getLogger("hyperopt_ftp").info("a step on the CPU takes about twice as long as it could, since %s", why)
 
 
 class _Numbers:

@@ -90,7 +90,10 @@ def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
             return f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not keep its rows in one piece"
     package = BEST[devices[0]][1]
     if package not in INSTALLED:
-        return f"the package {package} is not installed (pip install 'hyperopt-ftp[{EXTRAS[package]}]')"
+        why = f"the package {package} is not installed (pip install 'hyperopt-ftp[{EXTRAS[package]}]')"
+        if devices[0] in UNASKED and not asked and not torch.compiler.is_compiling():
+            cpu.say_slower(why)
+        return why
     if package == "numba" and JIT_DISABLED:
         return "NUMBA_DISABLE_JIT is set, so that Numba compiles nothing (unset it before Python starts)"
     if not asked and devices[0] not in UNASKED:

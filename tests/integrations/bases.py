@@ -1,6 +1,6 @@
 """Optimizers of other packages as bases of FTP: which there are, how they are made, and which cannot be held.
 
-``python -m tests.integrations.bases`` tries all of them and writes docs/bases.md.
+``python -m tests.integrations.bases`` tries all of them and writes docs/reference/bases.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import hyperopt_ftp as hft
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "bases.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "bases.md"
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -340,8 +340,8 @@ def section(library: Library) -> str:
 
 TITLE = """# Optimizers of other packages as a base
 
-`hft.FTP(base)` and the other classes around a base take any optimizer that steps once for each gradient. Each one below
-was tried on a CPU. "Held" means:
+For those who ask whether their optimizer can be a base: `hft.FTP(base)` and the other classes around one take any that
+steps once for each gradient. Each one below was tried on a CPU. "Held" means:
 
 - After 20 steps, with a change of the learning rate on the way, all rows are within their radius.
 - A run that is saved at step 8 and loaded into a fresh one ends like the uninterrupted one, to the last bit. Four

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.kernels import cpu
 
 OPS = "hyperopt_ftp.kernels.ops"
 
@@ -55,6 +56,22 @@ def test_asked_for_where_it_cannot_run(on_a_gpu: None, monkeypatch: pytest.Monke
 
 def test_on_a_cpu_numba_is_the_default():
     assert own() == own(fused=True) == around() == around(fused=True) == "fused_cpu"
+
+
+def test_without_numba_the_log_says_once_that_a_step_could_be_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(f"{OPS}.INSTALLED", frozenset({"triton"}))
+    cpu.say_slower.cache_clear()
+    with caplog.at_level("INFO", "hyperopt_ftp"):
+        assert own(foreach=True) == "foreach"
+        assert caplog.messages == []  # as was asked for
+        assert own() == own() == around() == "foreach"
+    cpu.say_slower.cache_clear()
+    assert caplog.messages == [
+        "a step on the CPU takes about twice as long as it could, since the package numba is not installed "
+        "(pip install 'hyperopt-ftp[cpu]')"
+    ]
 
 
 def test_one_place_turns_it_back(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,6 @@
 """Wrong arguments of the functional API, as rows by topic: what is done, the error, what its text says.
 
-``test_wrong_arguments.py`` runs them. The classes have a table of their own, of which docs/errors.md is made:
+``test_wrong_arguments.py`` runs them. The classes have a table of their own, of which docs/reference/errors.md is made:
 ``tests/torch_optim/bad_inputs.py``.
 """
 

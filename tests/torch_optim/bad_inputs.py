@@ -1,5 +1,5 @@
 """Wrong arguments as a table: what was done, the error, its exact text. ``python -m tests.torch_optim.bad_inputs``
-writes it to docs/errors.md.
+writes it to docs/reference/errors.md.
 
 The rows are in ``bad_inputs_built.py`` (constructors), ``bad_inputs_used.py`` (steps and groups) and
 ``bad_inputs_loaded.py`` (checkpoints).
@@ -20,7 +20,7 @@ import hyperopt_ftp as hft
 
 from ..support.compare import kept
 
-DOCS = Path(__file__).parents[2] / "docs/errors.md"
+DOCS = Path(__file__).parents[2] / "docs/reference/errors.md"
 
 ADAMW, SGD, FTP = "FTPAdamW", "FTPSGD", "FTP"
 ALL, NATIVE = (ADAMW, SGD, FTP), (ADAMW, SGD)
@@ -130,18 +130,22 @@ def tables() -> dict[str, list[Row]]:
 HEAD = """\
 # Errors
 
-For those who got an error from a drop-in class and look for its cause. After an error weights, state and groups are
-unchanged.
+For those who search for the cause of an error of a drop-in class. An error leaves weights, state and groups as they
+were.
 
-Each row is an example, on a model `Sequential(Linear(3, 4), Linear(4, 2))`; of texts that differ only in names and
-numbers there is one. Without a class in brackets a row holds for `FTPAdamW`, `FTPSGD` and `FTP(base)`. Rows marked
-(torch) quote a part of torch's or Python's own text, which may vary with the version.
+Each row is an example, on a model `Sequential(Linear(3, 4), Linear(4, 2))`, of texts that differ only in names, numbers
+and what was given; `...` stands for more names. Without a class in brackets a row holds for `FTPAdamW`, `FTPSGD` and
+`FTP(base)`. Rows marked (torch) quote a part of torch's or Python's own text, which may vary with the version.
 
-This page is written by `python -m tests.torch_optim.bad_inputs`, whose rows are all tested.
+`python -m tests.torch_optim.bad_inputs` writes this page; a test makes each of these errors.
 """
 
-#: What differs between texts of one form: a class, a quoted name, a number, the argument at the beginning.
-VARIES = re.compile(r"FTPAdamW|FTPSGD|FTP|'[^']*'|-?\d+(\.\d+)?|^\w+(?= (must|requires))")
+FOOT = "Next: [the classes](classes.md), [gotchas](../gotchas.md).\n"
+
+#: Names in a row, of which the page shows two.
+NAMES = re.compile(r"((?:'[^']*', ){2})(?:'[^']*', )*'[^']*'(?: and \d+ more)?|(arguments are \w+, \w+, )[\w, ]+")
+#: What differs between texts of one form: a class, quoted names, a number, the argument at the beginning.
+VARIES = re.compile(r"FTPAdamW|FTPSGD|FTP|'[^']*'(, '[^']*')*(, \.\.\.)?|-?\d+(\.\d+)?|^\w+(?= (must|requires))")
 
 
 def document() -> str:
@@ -149,16 +153,17 @@ def document() -> str:
     for topic, rows in tables().items():
         parts.append(f"## {topic}\n\n| What was done | Error | Text |\n|---|---|---|")
         for row in rows:
-            form = VARIES.sub("", row.text)
+            text = NAMES.sub(lambda found: f"{found[1] or found[2]}...", row.text)
+            form = VARIES.sub("", text.partition(", got ")[0])
             if form in shown:
                 continue
             shown.add(form)
             whom = "" if row.who == ALL else f" ({', '.join(row.who)})"
             mark = " (torch)" if row.torch else ""
-            text = row.text.replace("|", "\\|")
+            text = text.replace("|", "\\|")
             parts[-1] += f"\n| {row.done}{whom} | `{row.error.__name__}`{mark} | `{text}` |"
         parts[-1] += "\n"
-    return "\n".join(parts)
+    return "\n".join([*parts, FOOT])
 
 
 if __name__ == "__main__":

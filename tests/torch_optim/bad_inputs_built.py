@@ -1,4 +1,4 @@
-"""Wrong arguments of the constructors, as rows of the table in docs/errors.md."""
+"""Wrong arguments of the constructors, as rows of the table in docs/reference/errors.md."""
 
 from __future__ import annotations
 

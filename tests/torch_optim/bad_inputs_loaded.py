@@ -1,4 +1,4 @@
-"""Wrong checkpoints, as rows of the table in docs/errors.md."""
+"""Wrong checkpoints, as rows of the table in docs/reference/errors.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wrong steps and groups, as rows of the table in docs/errors.md."""
+"""Wrong steps and groups, as rows of the table in docs/reference/errors.md."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class FTPAdamW(DropIn):
         RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients, resized weights.
 
     Options that were changed in a group are checked at the next step. After an error nothing has changed.
-    docs/errors.md has each error's text.
+    docs/reference/errors.md has each error's text.
 
     You may change weights between steps. An infinite or NaN gradient makes the weights and the radius of its parameter
     NaN, and no others. With a GradScaler and ``fused=True``, a step unscales gradients itself, and is skipped on the
