@@ -25,9 +25,9 @@ from .hyper import data_parallel as data_parallel
 from .hyper import estimate as estimate
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
-from .hyper import steps as steps
 from .hyper import load as load
 from .hyper import of_module as of_module
+from .hyper import steps as steps
 from .hyper import tpgm as tpgm
 from .hyper import tpgm_radius as tpgm_radius
 from .hyper import train as train

@@ -2,8 +2,8 @@
 
 from ..optimizers.tuned import TunedState as TunedState
 from ..optimizers.tuned import hyper as hyper
-from .core.inputs import Step as Step
 from .core.inputs import BufferedState as BufferedState
+from .core.inputs import Step as Step
 from .core.inputs import TrainInputs as TrainInputs
 from .core.inputs import TrainOutputs as TrainOutputs
 from .core.problem import InnerProblem as InnerProblem
@@ -19,9 +19,9 @@ from .loops.bilevel import Record as Record
 from .loops.bilevel import bilevel as bilevel
 from .loops.tpgm import tpgm as tpgm
 from .loops.tpgm import tpgm_radius as tpgm_radius
-from .steps import steps as steps
 from .of_module import load as load
 from .of_module import of_module as of_module
+from .steps import steps as steps
 from .strategies.forward import Forward as Forward
 from .strategies.implicit import Implicit as Implicit
 from .strategies.solvers import Solved as Solved
