@@ -113,9 +113,7 @@ def lion(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.99),
 
 
 @by_hand
-def lamb(
-    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0
-) -> None:
+def lamb(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0) -> None:
     """Algorithm 2 of arXiv 1904.00962, with phi(z) = z."""
     s["m"] = betas[0] * s.get("m", 0.0) + (1 - betas[0]) * g
     s["v"] = betas[1] * s.get("v", 0.0) + (1 - betas[1]) * g**2
