@@ -49,7 +49,7 @@ def adabelief(
         W <- W - lr * weight_decay * W - lr * (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
 
     Args:
-        lr, betas, eps, weight_decay, maximize: as in :func:`adamw`. The default of ``eps`` is that of the authors' code.
+        lr, betas, eps, weight_decay, maximize: as in :func:`adamw`. ``eps`` is the authors' code's.
 
     Raises:
         ValueError: as :func:`adam`.
