@@ -49,9 +49,9 @@ def zeros(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(w) for name, w in weights.items() if name != "head.weight"}
 
 
-def first(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As LoRA begins: B is 0, A is not."""
-    return {n: torch.zeros_like(w) if "B" in n else torch.randn_like(w) for n, w in weights.items() if "lora" in n}
+def first(weights: dict[str, Tensor], zero: str) -> dict[str, Tensor]:
+    """As LoRA begins: one factor is 0, B as a rule, the other is not."""
+    return {n: torch.zeros_like(w) if zero in n else torch.randn_like(w) for n, w in weights.items() if "lora" in n}
 
 
 #: By the share of the fine-tuned weights in each layer.
@@ -74,10 +74,11 @@ def test_products_are_mixed_once_and_the_rest_stays(mix, kept, names):
         assert {name: w.shape for name, w in mixed.items()} == {name: w.shape for name, w in weights.items()}
 
 
-def test_an_anchor_where_adapters_begin_is_zero():
-    """B is 0 there and A is not; the product is what counts."""
+@pytest.mark.parametrize("zero", ["lora_A", "lora_B"])
+def test_an_anchor_where_adapters_begin_is_zero(zero: str):
+    """The product is what counts."""
     weights = adapter(0)
-    mixed, end = (hft.wise(weights, first(weights), strength) for strength in (0.25, 1.0))
+    mixed, end = (hft.wise(weights, first(weights, zero), strength) for strength in (0.25, 1.0))
     for layer, product in products(weights).items():
         torch.testing.assert_close(products(mixed)[layer], 0.75 * product, rtol=1e-14, atol=1e-15)
         assert not products(end)[layer].any()
@@ -92,6 +93,14 @@ def test_with_one_factor_frozen_an_anchor_may_be_any(kept: str):
     for layer, product in products(weights).items():
         want = 0.75 * product + 0.25 * products(anchor)[layer]
         torch.testing.assert_close(mixed[layer], want, rtol=1e-13, atol=1e-14)
+
+
+def test_layers_without_an_adapter_count_in_lines():
+    weights = {"stem.weight": torch.ones(2, dtype=F64), **adapter(0)}
+    mixed = hft.lines(weights, "zero", ["stem", *LAYERS], alpha=0.0, beta=1.0)
+    for layer, kept in zip(LAYERS, (1 / 3, 2 / 3, 1.0), strict=True):
+        torch.testing.assert_close(products(mixed)[layer], kept * products(weights)[layer], rtol=1e-13, atol=1e-14)
+    assert torch.equal(mixed["stem.weight"], weights["stem.weight"])
 
 
 def test_a_bias_of_the_second_factor_is_a_part_of_the_adapter():
