@@ -47,8 +47,7 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
     """Names of what is mixed: floating-point tensors in both."""
     for given in (weights, anchor):
         if not isinstance(given, Mapping):
-            got = f"{given!r}{did_you_mean(given, ['zero'])}" if isinstance(given, str) else type(given).__name__
-            raise TypeError(f"weights and anchor must be dicts of tensors by name, or anchor 'zero', got {got}")
+            raise TypeError(f"weights and anchor must be dicts of tensors by name, got {type(given).__name__}")
     extra = sorted(anchor.keys() - weights.keys())
     if extra:
         raise ValueError(f"anchor has entries {extra[:5]} that are not in weights; are they of one model?")
@@ -73,7 +72,10 @@ def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
     Raises:
         TypeError, ValueError: as :func:`shared`; an anchor whose product is not 0; ``"zero"`` without LoRA's factors.
     """
-    if isinstance(anchor, str) and anchor == "zero":
+    if isinstance(anchor, str):
+        if anchor != "zero":
+            hint = did_you_mean(anchor, ["zero"])
+            raise TypeError(f"anchor must be a dict of tensors by name, or 'zero', got {anchor!r}{hint}")
         shared(weights, {})
         factors(weights, weights)
         seconds = [name for name in weights if (is_b := _FACTOR.search(name)) and is_b[1] not in _SECOND]
@@ -83,7 +85,7 @@ def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
                 "dict of tensors by name"
             )
         return {name: torch.zeros_like(weights[name]) for name in seconds}
-    found = {name: anchor[name] for name in shared(weights, anchor)}  # pyright: ignore[reportArgumentType]
+    found = {name: anchor[name] for name in shared(weights, anchor)}
     for a, b in factors(weights, found).items():
         if a not in found or b not in found or any(torch.equal(weights[n], found[n].to(weights[n])) for n in (a, b)):
             continue  # one factor stays as it is, so the product is mixed as the other one

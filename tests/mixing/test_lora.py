@@ -188,5 +188,5 @@ def test_what_has_no_right_mixture_is_refused(call: Callable[..., object], said:
 
 
 def test_another_word_than_zero_is_refused():
-    with pytest.raises(TypeError, match="or anchor 'zero', got 'zeros'; did you mean 'zero'"):
+    with pytest.raises(TypeError, match="by name, or 'zero', got 'zeros'; did you mean 'zero'"):
         hft.wise(adapter(0), "zeros")  # pyright: ignore
