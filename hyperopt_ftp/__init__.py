@@ -69,8 +69,12 @@ from .optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
 from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from .optimizers.scheduled import per_step as per_step
 from .optimizers.scheduled import scheduled as scheduled
+from .optimizers.second_moments import adabelief as adabelief
+from .optimizers.second_moments import yogi as yogi
 from .optimizers.sgd import sgd as sgd
 from .optimizers.signum import signum as signum
+from .optimizers.trust_ratio import lamb as lamb
+from .optimizers.trust_ratio import lars as lars
 from .torch_optim.classes.cautious_decay_around import CautiousDecay as CautiousDecay
 from .torch_optim.classes.depth_groups import depth_groups as depth_groups
 from .torch_optim.classes.digrap_around import DiGraP as DiGraP

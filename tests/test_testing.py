@@ -131,6 +131,27 @@ def test_numbers_of_any_name_and_a_rule_for_whole_tensors():
     check_optimizer(hft.optimizers.by_rule(rule, M, hft.optimizers.to_tensors(lr=0.1, beta=-3.0), ("m",), whole=True))
 
 
+@pytest.mark.parametrize("make", [hft.adam, hft.adamw, hft.rmsprop, hft.adagrad, hft.adamax, hft.lamb])
+def test_defaults_whose_differences_need_short_steps_are_not_refused(make: Any):
+    check_optimizer(make(lr=0.1))
+
+
+@pytest.mark.parametrize("name", ["lr", "eps"])
+def test_a_derivative_that_is_slightly_wrong_is_found_at_such_defaults(name: str):
+    """By 2e-5 of itself; the differences of Adam's eps with the longest step are off by 1.2e-5 in themselves."""
+    right = hft.adam(lr=0.1)
+
+    def update(g, s, p, h=None):
+        h = right.hparams | (h or {})
+        slightly = h[name] + 2e-5 * (
+            h[name] - h[name].detach()
+        )  # the value of this number, and 1.00002 of its derivative
+        return right.update(g, s, p, {**h, name: slightly})
+
+    with pytest.raises(AssertionError, match=f"derivatives: in '{name}' "):
+        check_optimizer(hft.Optimizer(right.init, update, right.hparams))
+
+
 def test_what_is_right_is_not_refused():
     infinite = {"best": torch.tensor(float("inf"), dtype=torch.float64)}
     check_optimizer(made(lambda g, s, p, h: (moved(g, p, lambda n: h["lr"] * g[n]), s), infinite))

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..calls import did_you_mean
 from ..tree import working
 
 Weights: TypeAlias = Mapping[str, Tensor]
+
+#: LoRA's two factors, by the names of peft and loralib, torchtune, diffusers. A weight gets their product, B A.
+_FACTOR = re.compile(r"\blora(?:_embedding)?[_.](A|a|down|B|b|up)\b")
+_SECOND = {"A": "B", "a": "b", "down": "up"}
+
+#: Parts of adapters that are no product of two, by the names of peft: DoRA, AdaLoRA, LoHa, LoKr, OFT and the like.
+_OTHER = re.compile(r"(?:^|\.)(?:lora_(?:magnitude_vector|E)\b|(?:hada|lokr|b?oft|vera|vblora|randlora|hra)_)")
+
+_MERGE = "mix whole weights instead, as of peft's merge_and_unload()"
 
 
 def lerped(w: Tensor, w0: Tensor, share: Any) -> Tensor:
@@ -53,3 +64,52 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
         if w.is_floating_point() and w0.is_floating_point():
             found.append(name)
     return found
+
+
+def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
+    """What each entry that is mixed is mixed with; of LoRA's factors B with 0, and A stays: their product is mixed.
+
+    Raises:
+        TypeError, ValueError: as :func:`shared`; an anchor whose product is not 0; ``"zero"`` without LoRA's factors.
+    """
+    if isinstance(anchor, str):
+        if anchor != "zero":
+            hint = did_you_mean(anchor, ["zero"])
+            raise TypeError(f"anchor must be a dict of tensors by name, or 'zero', got {anchor!r}{hint}")
+        shared(weights, {})
+        factors(weights, weights)
+        seconds = [name for name in weights if (is_b := _FACTOR.search(name)) and is_b[1] not in _SECOND]
+        if not seconds:
+            raise ValueError(
+                "anchor='zero' is for LoRA's factors (names with lora_A and lora_B), which weights do not have; give a "
+                "dict of tensors by name"
+            )
+        return {name: torch.zeros_like(weights[name]) for name in seconds}
+    found = {name: anchor[name] for name in shared(weights, anchor)}
+    for a, b in factors(weights, found).items():
+        if a not in found or b not in found or any(torch.equal(weights[n], found[n].to(weights[n])) for n in (a, b)):
+            continue  # one factor stays as it is, so the product is mixed as the other one
+        if found[a].any() and found[b].any():
+            raise not_zero(a)
+        del found[a]
+        found[b] = torch.zeros_like(found[b])
+    return found
+
+
+def not_zero(name: str) -> ValueError:
+    return ValueError(f"LoRA's product of {name!r} and its other factor must be 0 in anchor; {_MERGE}")
+
+
+def factors(names: Iterable[str], mixed: Iterable[str]) -> dict[str, str]:
+    """LoRA's second factors, B, by the first ones.
+
+    Raises:
+        ValueError: one that is mixed lacks the other, or a part of an adapter that is no product of two is mixed.
+    """
+    found = {name: match for name in names if (match := _FACTOR.search(name))}
+    pairs = {a: a[: m.start(1)] + _SECOND[m[1]] + a[m.end(1) :] for a, m in found.items() if m[1] in _SECOND}
+    whole = {name for a, b in pairs.items() if b in found for name in (a, b)}
+    alone = {name for name in found.keys() - whole if not name.endswith("bias")}  # B's own, which is no factor
+    if wrong := [name for name in mixed if name in alone or _OTHER.search(name)]:
+        raise ValueError(f"{wrong[:5]} are of adapters that are not LoRA's product of two factors; {_MERGE}")
+    return {a: b for a, b in pairs.items() if b in found}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from torch import Tensor
 
 from ..calls import explained
 from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
-from .entries import Weights, copied, lerped, shared
+from .entries import Weights, copied, ends, lerped
 
 _SCALE = Domain(0.0, float("inf"), open_high=True)
 
 
 @explained()
 def lines(
-    weights: Weights, anchor: Weights, layers: Layers, *, alpha: float = 0.5, beta: float = 0.5
+    weights: Weights, anchor: Weights | Literal["zero"], layers: Layers, *, alpha: float = 0.5, beta: float = 0.5
 ) -> dict[str, Tensor]:
     """LiNeS (arXiv 2410.17146), after training: deeper layers keep more of their fine-tuning.
 
@@ -23,7 +26,7 @@ def lines(
         W <- W0 + (alpha + beta (k - 1) / (L - 1)) (W - W0)
 
     Args:
-        weights, anchor: as in :func:`wise`.
+        weights, anchor: as in :func:`wise`, also of LoRA.
         layers: as in :func:`by_depth`. Entries in no layer are scaled by ``alpha``, like the first layer, as in the
             authors' code. So put a head that has an anchor into the last layer.
         alpha: share that the first layer keeps, >= 0.
@@ -45,8 +48,8 @@ def lines(
     """
     check_number("alpha", alpha, _SCALE)
     check_number("beta", beta, _SCALE)
-    names = shared(weights, anchor)
-    scales = {**dict.fromkeys(names, alpha), **by_depth(names, layers, alpha, alpha + beta)}
-    return {
-        name: lerped(w, anchor[name], 1 - scales[name]) if name in scales else copied(w) for name, w in weights.items()
-    }
+    far = ends(weights, anchor)
+    # Layers without an adapter count too, but not a head without an anchor.
+    names = far if isinstance(anchor, Mapping) else weights
+    scales = {**dict.fromkeys(far, alpha), **by_depth(list(names), layers, alpha, alpha + beta)}
+    return {name: lerped(w, far[name], 1 - scales[name]) if name in far else copied(w) for name, w in weights.items()}

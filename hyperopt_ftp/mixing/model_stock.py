@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..calls import explained
 from ..tree import working
-from .entries import Weights, copied, shared
+from .entries import Weights, copied, ends, factors, not_zero
 
 
 @explained()
-def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def model_stock(
+    models: Sequence[Weights], anchor: Weights | Literal["zero"]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Model Stock (arXiv 2403.19522), after training, for K models that were fine-tuned from one anchor.
 
     For each tensor, with ``cos`` the mean over pairs of models of the cosine between their ``W_i - W0``::
@@ -27,12 +28,18 @@ def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, T
 
     Args:
         models: state_dicts by name, at least two, from other seeds, orders of the data or hyperparameters.
-        anchor: pre-trained, by name. An entry that is absent (a new head) becomes the mean of the models.
+        anchor: pre-trained, by name. An entry that is absent (a new head) becomes the mean of the models. ``"zero"``:
+            as in :func:`wise`, for LoRA.
 
     Returns:
         New weights by name, in the dtypes of the first model, and ``t`` by name. Entries that are not floating-point
         (counts of batches) are those of the first model. BatchNorm's statistics are averaged like weights; better
         recompute them (``torch.optim.swa_utils.update_bn``).
+
+        Of LoRA's factors the product is averaged. The sum of K products has K times their rank: the new A has the
+        models' ones below each other, the new B has theirs side by side, times ``t / K``. In peft's config ``r`` and
+        ``lora_alpha`` are then K times as large. ``t`` has the name of B. Not for peft's ``target_parameters``, whose
+        factors are those of several experts.
 
     Raises:
         TypeError: something that is not a dict, one dict instead of a list.
@@ -52,7 +59,7 @@ def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, T
         raise TypeError(f"models must be a list of state_dicts, got {type(models).__name__}")
     if len(models) < 2:
         raise ValueError(f"models must be at least two, got {len(models)}; one and its anchor are mixed by wise")
-    mixed = [set(shared(weights, anchor)) for weights in models]
+    far = [ends(weights, anchor) for weights in models]
     first = models[0]
     for weights in models[1:]:
         other = sorted(first.keys() ^ weights.keys())
@@ -61,28 +68,47 @@ def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, T
         wrong = [n for n, w in first.items() if isinstance(w, Tensor) and _shape(weights[n]) != w.shape]
         if wrong:
             raise ValueError(f"models must have the same shapes, but {wrong[:5]} differ")
-    names = set.intersection(*mixed)
-    ratios = {name: _ratio([weights[name] for weights in models], anchor[name]) for name in first if name in names}
-    merged = {}
+    names, pairs = set.intersection(*map(set, far)), factors(first, first)
+    firsts, merged, ratios = {b: a for a, b in pairs.items()}, {}, {}
     for name, w in first.items():
         if not isinstance(w, Tensor) or not w.is_floating_point():
             merged[name] = copied(w)
             continue
-        wide = torch.stack([weights[name].detach().to(working(w)) for weights in models]).mean(0)
-        if name in ratios:
-            wide = torch.lerp(anchor[name].detach().to(wide), wide, ratios[name].to(wide))
-        merged[name] = wide.to(w.dtype)
+        if name in names and (name in pairs or (name in firsts and far[0][name].any())):
+            raise not_zero(name)
+        wide = _of_all(models, name)
+        a = _of_all(models, firsts[name]) if name in firsts else None
+        if name in pairs:
+            new = wide.flatten(0, 1)
+        else:
+            new = wide.mean(0) if a is None else wide.transpose(0, 1).flatten(1, 2) / len(models)
+        if name in names:
+            w0 = far[0][name].detach().to(wide)
+            ratios[name] = _ratio(wide - w0, a)
+            new = torch.lerp(w0 if a is None else torch.zeros_like(new), new, ratios[name])
+        merged[name] = new.to(w.dtype)
     return merged, ratios
+
+
+def _of_all(models: Sequence[Weights], name: str) -> Tensor:
+    return torch.stack([weights[name].detach().to(working(models[0][name])) for weights in models])
 
 
 def _shape(x: Any) -> torch.Size | None:
     return x.shape if isinstance(x, Tensor) else None
 
 
-def _ratio(weights: list[Tensor], w0: Tensor) -> Tensor:
-    wide = working(weights[0])
-    away = [w.detach().to(wide).flatten() - w0.detach().to(wide).flatten() for w in weights]
-    pairs = list(combinations(away, 2))
+def _ratio(ways: Tensor, firsts: Tensor | None) -> Tensor:
+    """``t`` of the ways from the anchor, or of their products with LoRA's first factors."""
+    k = len(ways)
+    if firsts is None:
+        rows = ways.reshape(k, ways[0].numel())
+        inner = rows @ rows.T
+    else:
+        b, a = ways.flatten(2), firsts.flatten(2)
+        inner = torch.einsum("iop,joq,ipn,jqn->ij", b, b, a, a)
+    size = inner.diagonal().sqrt()
     # A model that did not move has no direction: its cosine with others is 0.
-    cos = torch.stack([torch.nan_to_num(a @ b / (a.norm() * b.norm()), 0.0) for a, b in pairs]).mean().clamp(0, 1)
-    return len(weights) * cos / ((len(weights) - 1) * cos + 1)
+    cos = torch.nan_to_num(inner / torch.outer(size, size), 0.0).fill_diagonal_(0).sum() / (k * (k - 1))
+    cos = cos.clamp(0, 1)
+    return k * cos / ((k - 1) * cos + 1)

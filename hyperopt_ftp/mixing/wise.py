@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,20 +14,26 @@ from ..hyper.hypergradient import value_and_grad
 from ..hyper.loops.held_out import fit_numbers, zero_loss
 from ..tree import working
 from ..types import Number, Optimizer
-from .entries import Weights, copied, detached, lerped, shared
+from .entries import Weights, copied, detached, ends, lerped
 
 _SHARE = Domain(0.0, 1.0)
 
 
 @explained()
-def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Number] = 0.5) -> dict[str, Tensor]:
+def wise(
+    weights: Weights, anchor: Weights | Literal["zero"], strength: Number | Mapping[str, Number] = 0.5
+) -> dict[str, Tensor]:
     """WiSE-FT (arXiv 2109.01903, eq. 1): ``(1 - strength) * W + strength * W0``, entry by entry of two state_dicts.
+
+    Of LoRA's factors the product ``B A`` is mixed, as the weight that it is added to would be: ``B`` becomes
+    ``(1 - strength) * B`` and ``A`` stays.
 
     Args:
         weights: fine-tuned, by name: a whole ``module.state_dict()``, so that BatchNorm's statistics are mixed too.
-        anchor: pre-trained, by name. An entry that is absent (a new head) does not change.
+        anchor: pre-trained, by name. An entry that is absent (a new head) does not change. ``"zero"``: LoRA's adapters
+            are mixed with 0, where the model is the pre-trained one, and all other entries do not change.
         strength: share of the anchor: number or 0-d tensor in [0, 1], or a dict of them by name (absent: 0). The
-            paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly.
+            paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly (of LoRA: the product).
 
     Returns:
         New tensors by name, in the dtypes of ``weights``; those that are mixed can be differentiated. Entries that are
@@ -36,26 +42,32 @@ def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Numb
     Raises:
         TypeError: something that is not a dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
-            ``weights`` or has another shape.
+            ``weights`` or has another shape. LoRA's factors with an anchor whose product is not 0; a part of an adapter
+            that is no product of two (DoRA, LoHa): what these do is not linear in one entry.
 
     >>> import torch, hyperopt_ftp as hft
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
     {'w': tensor([2.5000]), 'head': tensor([1.])}
+    >>> hft.wise({"q.lora_A": torch.ones(1, 2), "q.lora_B": torch.ones(2, 1)}, "zero", strength=0.25)
+    {'q.lora_A': tensor([[1., 1.]]), 'q.lora_B': tensor([[0.7500],
+            [0.7500]])}
     """
-    names = shared(weights, anchor)
-    shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(names, strength)
-    unknown = sorted(shares.keys() - set(names))
+    far = ends(weights, anchor)
+    shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(far, strength)
+    unknown = sorted(shares.keys() - far.keys())
     if unknown:
-        raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor to mix")
+        raise ValueError(
+            f"strength has the names {unknown[:5]}, which have no weights with an anchor to mix (LoRA's B has)"
+        )
     for share in shares.values():
         check_number("strength", share, _SHARE)
-    return {name: lerped(w, anchor[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
+    return {name: lerped(w, far[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
 
 
 @explained()
 def learned_wise(
     weights: Weights,
-    anchor: Weights,
+    anchor: Weights | Literal["zero"],
     outer_loss: Callable[[dict[str, Tensor], Any], Tensor],
     batches: Iterable[Any],
     *,
@@ -96,24 +108,24 @@ def learned_wise(
     >>> round(shares["w"].item(), 2), round(new["w"].item(), 1)
     (0.75, 1.5)
     """
-    names = shared(weights, anchor)
+    far = detached(ends(weights, anchor))
     check_number("strength", strength, _SHARE)
     check_number("strength_lr", strength_lr, DOMAINS["lr"])
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
-    weights, anchor = detached(weights), detached(anchor)
-    own = {name: weights[name] for name in names if name not in statistics}
+    weights = detached(weights)
+    own = {name: weights[name] for name in far if name not in statistics}
     shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in own.items()}
-    mixing = _mixing(anchor, shares)
-    following = {name: _like(name, list(own)) for name in names if name in statistics and own}
+    mixing = _mixing(far, shares)
+    following = {name: _like(name, list(own)) for name in far if name in statistics and own}
 
     def whole(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         means = {name: torch.stack([shares[other] for other in others]).mean() for name, others in following.items()}
         return {**shares, **means}
 
     def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: lerped(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
+        return {name: lerped(w, far[name], shares[name]) if name in shares else w for name, w in weights.items()}
 
     def slopes(shares: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], None]:
         if not own:

@@ -1,4 +1,4 @@
-"""PEFT: LoRA's adapters are held near zero, without memory for an anchor."""
+"""PEFT: LoRA's adapters are held near zero, without memory for an anchor, and mixed as whole weights are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .runs import is_equal
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
 from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -90,3 +90,46 @@ def test_adapters_and_optimizer_go_on_bit_for_bit(name, tmp_path):
     train(second, opt, range(3, 6))
     assert is_equal(whole, second)
     assert not is_equal(whole, first)
+
+
+def tuned(seed: int, **options) -> PeftModel:
+    """As after training: adapters that are not 0, in float64."""
+    model = lora(**options).double()
+    torch.manual_seed(seed)
+    for name, p in model.named_parameters():
+        if "lora" in name:
+            p.data = torch.randn_like(p) + 1
+    return model
+
+
+def merged(model: PeftModel) -> dict[str, torch.Tensor]:
+    return model.merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_wise_of_adapters_is_that_of_the_merged_weights(whole: bool):
+    """Of the state_dict of the model, and of the adapter alone, as it is saved."""
+    model, start = tuned(1), base().double().state_dict()
+    want = hft.wise(merged(tuned(1)), {n: w for n, w in start.items() if "classifier" not in n}, strength=0.25)
+    if whole:
+        model.load_state_dict(hft.wise(model.state_dict(), "zero", strength=0.25))
+    else:
+        set_peft_model_state_dict(model, hft.wise(get_peft_model_state_dict(model), "zero", strength=0.25))
+    for name, w in merged(model).items():
+        torch.testing.assert_close(w, want[name], rtol=1e-13, atol=1e-14)
+
+
+def test_model_stock_of_adapters_is_that_of_the_merged_weights():
+    start = {n: w for n, w in base().double().state_dict().items() if "classifier" not in n}
+    want, _ = hft.model_stock([merged(tuned(seed)) for seed in (1, 2)], start)
+    adapters = [get_peft_model_state_dict(tuned(seed)) for seed in (1, 2)]
+    config = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    model = get_peft_model(base(), LoraConfig(r=4, lora_alpha=16, **config)).double()  # twice the rank and the alpha
+    set_peft_model_state_dict(model, hft.model_stock(adapters, "zero")[0])
+    for name, w in merged(model).items():
+        torch.testing.assert_close(w, want[name], rtol=1e-12, atol=1e-13)
+
+
+def test_adapters_that_are_no_product_are_refused():
+    with pytest.raises(ValueError, match="lora_magnitude_vector.* not LoRA's product of two factors"):
+        hft.wise(get_peft_model_state_dict(lora(use_dora=True)), "zero")

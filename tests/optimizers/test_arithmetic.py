@@ -114,6 +114,7 @@ COSTS = [
     (hft.adopt(clip_power=None), 8, 8),
     (hft.lion(), 4, 4),
     (hft.signum(), 3, 3),
+    (hft.adabelief(), 10, 12),
     (hft.asgd(lambd=0.0, t0=1e6), 1, 6),  # five of them with 0-d tensors
 ]
 

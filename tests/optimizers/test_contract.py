@@ -334,7 +334,7 @@ def test_every_pure_optimizer_is_a_case():
 @pytest.mark.parametrize("case", [c for c in BASES if "eps" in c.kwargs and "eps" not in c.own], ids=str)
 def test_a_dead_unit_has_finite_second_derivatives_also_without_eps(case: Case, dtype: torch.dtype):
     """Of one that was always dead, and of one that died after a first step."""
-    if case.make is hft.adamax or case.whole:
+    if case.make in (hft.adamax, hft.adafactor):
         pytest.skip("it divides by a largest gradient" if case.make is hft.adamax else "eps is a pair")
     opt = case.make(**{**case.kwargs, "eps": 0.0, "weight_decay": 0.0})
     scales = torch.tensor([0.0, 1.0], dtype=dtype)

@@ -59,6 +59,7 @@ MOMENTS: dict[str, list[Any]] = {
     "weight_decay": [0, 0.1],
     "maximize": [False, True],
 }
+PAIRS = [(0.9, 0.999), (0.5, 0.7)]
 SIDES = {"weight_decay": [0, 0.1], "maximize": [False, True]}
 BOTH = [False, True]
 UP = {"maximize": True}
@@ -140,6 +141,20 @@ ROWS = [
     *rows(hft.lion, papers.lion, own=UP, lr=[0.1]),
     *rows(hft.signum, papers.signum, lr=[0.1], momentum=[0.9, 0.0], weight_decay=[0, 0.1]),
     *rows(hft.signum, papers.signum, own=UP, lr=[0.1]),
+    *rows(hft.adabelief, papers.adabelief, lr=[0.1], betas=PAIRS, eps=[1e-16, 1e-2], weight_decay=[0, 0.1]),
+    *rows(hft.adabelief, papers.adabelief, own=UP, lr=[0.1]),
+    *rows(
+        hft.yogi, papers.yogi,
+        lr=[0.1], betas=PAIRS, eps=[1e-3, 0.1], weight_decay=[0, 0.1], initial_accumulator_value=[1e-6, 0.3],
+    ),
+    *rows(hft.yogi, papers.yogi, own=UP, lr=[0.1]),
+    *rows(hft.lamb, papers.lamb, lr=[0.1], betas=PAIRS, eps=[1e-6, 1e-2], weight_decay=[0, 0.1]),
+    *rows(hft.lamb, papers.lamb, own=UP, lr=[0.1]),
+    *rows(
+        hft.lars, papers.lars,
+        lr=[1.0], momentum=[0.9, 0], weight_decay=[0, 0.1], trust_coefficient=[1e-3, 0.1], eps=[0, 0.1], nesterov=BOTH,
+    ),
+    *rows(hft.lars, papers.lars, own=UP, lr=[0.1]),
 ]  # fmt: skip
 
 

@@ -93,6 +93,11 @@ BASES = [
     case("schedule_free_adamw", hft.schedule_free_adamw, lr=0.1, betas=(0.8, 0.95),
          eps=1e-2, weight_decay=0.1, warmup_steps=3, r=0.5),
     case("signum", hft.signum, lr=0.1, momentum=0.8, weight_decay=0.1, flat=("momentum",)),
+    case("adabelief", hft.adabelief, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1),
+    case("yogi", hft.yogi, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1, initial_accumulator_value=0.05),
+    case("lamb", hft.lamb, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1, whole=True),
+    case("lars", hft.lars, lr=0.1, momentum=0.7, weight_decay=0.1, trust_coefficient=0.3, eps=0.1, whole=True),
+    case("lars-nesterov", hft.lars, lr=0.1, momentum=0.7, trust_coefficient=0.3, nesterov=True, whole=True),
 ]
 # fmt: on
 

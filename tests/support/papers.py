@@ -110,3 +110,50 @@ def lion(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.99),
     m = s.get("m", torch.zeros_like(p))
     p.sub_(lr * ((betas[0] * m + (1 - betas[0]) * g).sign() + weight_decay * p))
     s["m"] = betas[1] * m + (1 - betas[1]) * g
+
+
+@by_hand
+def lamb(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0) -> None:
+    """Algorithm 2 of arXiv 1904.00962, with phi(z) = z."""
+    s["m"] = betas[0] * s.get("m", 0.0) + (1 - betas[0]) * g
+    s["v"] = betas[1] * s.get("v", 0.0) + (1 - betas[1]) * g**2
+    u = s["m"] / (1 - betas[0] ** t) / ((s["v"] / (1 - betas[1] ** t)) ** 0.5 + eps) + weight_decay * p
+    trust = p.norm() / u.norm() if p.norm() > 0 and u.norm() > 0 else 1.0
+    p.sub_(lr * trust * u)
+
+
+@by_hand
+def lars(
+    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr=1.0, momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3,
+    eps=0.0, nesterov=False,
+) -> None:  # fmt: skip
+    """Algorithm 1 of arXiv 1708.03888; with Nesterov momentum as in torch."""
+    whole = g.norm() + weight_decay * p.norm()
+    trust = trust_coefficient * p.norm() / (whole + eps) if p.norm() > 0 and whole > 0 else 1.0
+    step = lr * trust * (g + weight_decay * p)
+    s["v"] = momentum * s.get("v", 0.0) + step
+    p.sub_(step + momentum * s["v"] if nesterov else s["v"])
+
+
+@by_hand
+def adabelief(
+    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-16, weight_decay=0.0
+) -> None:
+    """Algorithm 2 of arXiv 2010.07468, with the decay of AdamW."""
+    s["m"] = betas[0] * s.get("m", 0.0) + (1 - betas[0]) * g
+    s["s"] = betas[1] * s.get("s", 0.0) + (1 - betas[1]) * (g - s["m"]) ** 2 + eps
+    p.mul_(1 - lr * weight_decay)
+    p.sub_(lr * s["m"] / (1 - betas[0] ** t) / ((s["s"] / (1 - betas[1] ** t)) ** 0.5 + eps))
+
+
+@by_hand
+def yogi(
+    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.0,
+    initial_accumulator_value=1e-6,
+) -> None:  # fmt: skip
+    """Algorithm 2 of Zaheer et al. (2018), from other first averages, which are corrected as Adam's are."""
+    g = g + weight_decay * p
+    s["m"] = betas[0] * s.get("m", initial_accumulator_value) + (1 - betas[0]) * g
+    v = s.get("v", torch.full_like(p, initial_accumulator_value))
+    s["v"] = v - (1 - betas[1]) * (v - g**2).sign() * g**2
+    p.sub_(lr * s["m"] / (1 - betas[0] ** t) / ((s["v"] / (1 - betas[1] ** t)) ** 0.5 + eps))
