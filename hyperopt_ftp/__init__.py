@@ -23,8 +23,10 @@ from .hyper import ZeroOrder as ZeroOrder
 from .hyper import bilevel as bilevel
 from .hyper import data_parallel as data_parallel
 from .hyper import estimate as estimate
+from .hyper import fixed_point as fixed_point
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
+from .hyper import root as root
 from .hyper import tpgm as tpgm
 from .hyper import tpgm_radius as tpgm_radius
 from .hyper import train as train

@@ -17,6 +17,8 @@ from .loops.bilevel import Record as Record
 from .loops.bilevel import bilevel as bilevel
 from .loops.tpgm import tpgm as tpgm
 from .loops.tpgm import tpgm_radius as tpgm_radius
+from .root import fixed_point as fixed_point
+from .root import root as root
 from .strategies.forward import Forward as Forward
 from .strategies.implicit import Implicit as Implicit
 from .strategies.solvers import Solved as Solved

@@ -13,6 +13,8 @@ class Subject(NamedTuple):
     name: str
     on_write: str  # why it may not write, and what to do
     reads_data: bool = False  # whether its ``data`` is a number taken; in a loss it is what ``detach()`` is
+    of: str = "train"
+    pass_it: str = "in hparams['loss'], as a param or in the batch (for an optimizer: in its hparams)"
 
 
 LOSS = Subject(
@@ -29,6 +31,7 @@ UPDATE = Subject(
     "m = b * m + g",
     reads_data=True,
 )
+EQUATION = Subject("the equation", "", of="root", pass_it="in theta")
 
 
 def reads_number(who: Subject) -> RuntimeError:
@@ -47,9 +50,8 @@ def writes(who: Subject, how: str, target: Tensor | None) -> RuntimeError:
 def captured(who: Subject, x: Tensor) -> Captured:
     return Captured(
         f"{who.name} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
-        "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
-        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() "
-        "or requires_grad_(False)"
+        f"torch.func transform tracks it) and that is no argument of {who.of}: its derivative would be lost. Pass it "
+        f"{who.pass_it}; or hold it fixed by detach() or requires_grad_(False)"
     )
 
 

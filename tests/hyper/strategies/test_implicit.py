@@ -38,7 +38,7 @@ def closed_form(l2=0.1, damping=0.0):
     return -(p.sum() * 0.8 * p / (0.8 * (CURVATURE + l2) + damping)).sum().item()
 
 
-SOLVERS = pytest.mark.parametrize(("solver", "iterations"), [("neumann", 100), ("cg", 3)])
+SOLVERS = pytest.mark.parametrize(("solver", "iterations"), [("neumann", 100), ("cg", 3), ("dense", 1)])
 
 
 @SOLVERS
