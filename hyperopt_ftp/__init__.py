@@ -3,6 +3,8 @@
 import types as _types
 import typing as _typing
 
+import torch as _torch
+
 from . import optimizers as optimizers
 from . import schedules as schedules
 from . import tree as tree
@@ -81,6 +83,7 @@ from .torch_optim.classes.mars_sp import MARSSP as MARSSP
 from .torch_optim.classes.recall_around import Recall as Recall
 from .torch_optim.classes.spd_around import SPD as SPD
 from .torch_optim.pure.pure_optimizer import PureOptimizer as PureOptimizer
+from .torch_optim.pure.torch_state import state_from as state_from
 from .torchopt_bridge import from_torchopt as from_torchopt
 from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
@@ -88,6 +91,12 @@ from .watch import measure as measure
 from .watch import watch as watch
 
 __version__ = "0.1.0"
+
+# torch.load(weights_only=True) takes states, and what train returns: named tuples, so a file can run nothing by them.
+_KEPT = ("State", "Previous", "TrainOutputs")
+_torch.serialization.add_safe_globals(  # noqa: TID251
+    [x for x in tuple.__subclasses__() if x.__module__.startswith(f"{__name__}.") and x.__name__.endswith(_KEPT)]
+)
 
 
 def __dir__() -> list[str]:
