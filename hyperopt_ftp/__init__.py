@@ -114,4 +114,6 @@ if not _typing.TYPE_CHECKING:  # a type checker sees a wrong name by itself
         names = [other for other in globals() if not other.startswith("_")]
         meant = [other for other in names if other.lower() in (name.lower(), f"ftp{name.lower()}")]
         hint = f"; did you mean {' or '.join(meant)}?" if meant else did_you_mean(name, names, 0.7)
+        if name.lower() == "lbfgs":
+            hint = ": it evaluates a loss several times in a step; solve by torch.optim.LBFGS inside hft.root"
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

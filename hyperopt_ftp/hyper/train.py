@@ -15,6 +15,7 @@ from ..calls import callers_level, explained
 from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
+from ..optimizers.tuned import warn_of_nan
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .core.inputs import ConstantBatches, TrainInputs, TrainOutputs
 from .core.leaves import all_finite
@@ -106,6 +107,9 @@ def train(
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
     run = trained(optimizer, train_loss, params, check_batches(batches), full, state, strategy)
     _warn_of_nan(run.losses)
+    if optimizer.tunes:
+        tuned = {f".{path}": x for path, x in tree.named(run.state)}
+        warn_of_nan({path.rpartition(".tuned.")[2]: x for path, x in tuned.items() if ".tuned." in path})
     return run
 
 

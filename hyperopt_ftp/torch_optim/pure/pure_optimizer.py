@@ -12,6 +12,7 @@ from ... import tree
 from ...calls import check_compile, did_you_mean, explained, few, shown
 from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
+from ...optimizers.tuned import warn_of_nan
 from ...types import Compile, Optimizer, State, check_optimizer
 from ..checks.arguments import check_no_gradient, check_params
 from ..checks.names import names_in, unwrapped
@@ -277,7 +278,10 @@ class PureOptimizer(torch.optim.Optimizer):
         tuned = self._present()
         for group, key, path in self._places():
             if path in tuned:
-                group[key] = copied(tuned[path])
+                value = tuned[path]
+                if all(x.is_cpu for x in tree.leaves(value)) and not equal(group[key], value):
+                    warn_of_nan({key: value})
+                group[key] = copied(value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with the same arguments. It is checked first, so an error changes nothing."""
@@ -314,7 +318,20 @@ class PureOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if name in _OWN}
-        return {**super().__getstate__(), **own}
+        return {"_copied": _Copied(), **super().__getstate__(), **own}
+
+
+class _Copied:
+    """The first of what is pickled: pickle cannot take the functions inside functions of a pure optimizer."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Copied:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a PureOptimizer cannot be pickled, nor sent to another process, since its rule is made of functions: send "
+            "its state_dict(), build the optimizer anew there, and load_state_dict()"
+        )
 
 
 _OWN = ("_names", "_optimizer", "_keys", "_tuned", "_update", "_seen")
