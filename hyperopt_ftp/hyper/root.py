@@ -17,9 +17,10 @@ from ..optimizers.leafwise import check_params
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
-from .core.torch_private import under_transform, values_of
+from .core.torch_private import tracked, under_transform, values_of
 from .core.vjp import Vector, dot, vjp
 from .guards.call_arguments import check_leaves
+from .guards.calls import read_knobs
 from .guards.graphs import loses_derivative, refuse_outer_tensors
 from .guards.messages import EQUATION
 from .strategies.fixed_point import Equation, System, at_point, solution, solved
@@ -47,18 +48,19 @@ def root(
 
         dL/dtheta = -(dF/dtheta)^T w
 
-    Derivatives of any order are right: by ``backward`` with ``create_graph=True``, ``torch.autograd.grad`` and the
-    transforms of ``torch.func``. Only F is differentiated, not the solver. That in ``x0`` is 0.
+    Derivatives of any order are right (arXiv 2105.15183): by ``backward``, ``torch.autograd.grad``, also with
+    ``create_graph=True``, and the transforms of ``torch.func``. The solver is not differentiated; the derivative in
+    ``x0`` is 0.
 
     Args:
-        function: ``F(x, theta)``, of the structure and shapes of x. It must be the same function each time. Tensors
-            that a derivative is taken in go through theta.
+        function: ``F(x, theta)``, of the structure and shapes of x, the same function each time. Tensors that a
+            derivative is taken in go through theta.
         x0: where the solver starts: a tree of float32 or float64 tensors.
         theta: a tree. A derivative may be taken in its floating-point tensors.
         solve: ``solve(x0, theta)``, any solver, which gets tensors without a graph. ``None``: Newton's method, for at
             most 1,000 entries of x.
-        strategy: :class:`Implicit`. ``"neumann"`` needs an F whose derivative
-            in x is near I, as of a fixed point. ``None``: ``"dense"`` for at most 1,000 entries of x.
+        strategy: :class:`Implicit`. ``"neumann"`` needs an F whose derivative in x is near I, as of a fixed point.
+            ``None``: ``"dense"`` for at most 1,000 entries of x.
 
     Returns:
         x, in the structure of ``x0``.
@@ -67,7 +69,8 @@ def root(
         TypeError: an x0 that is not of such tensors; another strategy, or one with ``batches``.
         ValueError: F, or what ``solve`` returned, has another structure, shape or dtype than x0; a large x without
             ``solve`` or ``strategy``; F uses a tensor that requires grad and is not in theta.
-        RuntimeError: under ``torch.inference_mode`` or autocast; two forward transforms, one inside the other.
+        RuntimeError: F takes the number of x or theta (``item()``); inference mode or autocast; two forward transforms,
+            one inside the other.
         ArithmeticError: F is not 0 at the x that was found, where the theorem does not hold: x is off by more than 1 %
             of its size (or of the way from x0) along the gradient of ``|F|^2``; or the linear system's residual grows,
             as where dF/dx is singular.
@@ -130,7 +133,7 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
     rows, whole = tree.flatten(theta)
     kinds = [is_float(x) if isinstance(x, Tensor) else None for x in rows]
     own, constants = ([x for x, kind in zip(rows, kinds, strict=True) if kind is wanted] for wanted in (True, False))
-    asked = torch.is_grad_enabled()
+    asked = [tracked(x) for x in own] if torch.is_grad_enabled() else None
 
     def given(own: Vector, constants: Vector) -> Any:
         rest = {True: iter(own), False: iter(constants)}
@@ -141,7 +144,7 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
 
     def find(*columns: Vector) -> Vector:
         start, own, constants = columns
-        _refuse_captured(equation, asked, start, own, constants)
+        _refuse_lost(equation, asked, start, own, constants)
         if solve is None:
             x = _iterated(system, name == "root", *columns)
         else:
@@ -186,15 +189,17 @@ def _fitted(what: str, found: Any, x: Vector, rebuild: tree.Structure) -> Vector
     return row
 
 
-def _refuse_captured(equation: Any, asked: bool, start: Vector, own: Vector, constants: Vector) -> None:
+def _refuse_lost(equation: Any, asked: list[bool] | None, start: Vector, own: Vector, constants: Vector) -> None:
+    """Raise where F captures a tensor, or reads a number, whose derivative would be lost; ``asked``: of theta's."""
     if under_transform():
-        with refuse_outer_tensors(EQUATION, leaves_too=asked), torch.no_grad():
+        with refuse_outer_tensors(EQUATION, leaves_too=asked is not None), torch.no_grad():
             equation(start, start, own, constants)
         return
     x, of_theta = (detached_leaves(column)[0] for column in (start, own))
-    with refuse_outer_tensors(EQUATION), torch.enable_grad():
+    knobs = [*x, *(u for u, yes in zip(of_theta, asked or [], strict=False) if yes)]
+    with refuse_outer_tensors(EQUATION), read_knobs(EQUATION, knobs, ()), torch.enable_grad():
         values = equation(x, x, of_theta, constants)
-    lost = loses_derivative(EQUATION, values, [*x, *of_theta]) if asked else None
+    lost = loses_derivative(EQUATION, values, [*x, *of_theta]) if asked is not None else None
     if lost is not None:
         raise lost
 

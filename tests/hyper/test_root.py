@@ -201,6 +201,9 @@ def minus(x, t):
         (lambda t: hft.root(minus, ZERO, t, strategy=hft.Implicit(batches=2)), TypeError, "with batches=1, got"),
         (lambda t: hft.root(minus, ZERO, t, solve="newton"), TypeError, "solve must be a function"),
         (lambda t: hft.root(lambda x, _: x - t, ZERO, ONE), ValueError, "uses a tensor of shape .* Pass it in theta"),
+        (lambda t: hft.root(lambda x, t: x - t.sum().item(), ZERO, t), RuntimeError, "takes the number of x or theta"),
+        (lambda t: hft.root(lambda x, t: x * x.norm().item() - t, ONE, t), RuntimeError, "the number of x or theta"),
+        (lambda t: grad(lambda a: hft.root(lambda x, t: x - float(t), ZERO, a).sum())(ONE[0]), RuntimeError, "number"),
         (lambda t: hft.root(lambda x, t: x**2 + t, ONE, t), ArithmeticError, "not finite|F is not 0"),
         (lambda t: hft.root(lambda x, t: 0 * x + x.sum() - t, ONE, t), ArithmeticError, "where dF/dx is singular"),
         (lambda t: hft.root(minus, ZERO, t, solve=lambda x, t: x), ArithmeticError, "F is not 0 where the solver stop"),
@@ -224,6 +227,8 @@ def test_a_solver_that_almost_arrives_warns_and_values_alone_may_capture():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hft.root(minus, ZERO, ONE, solve=rough, strategy=hft.Implicit("dense", tolerance=1e-3))
+    x = hft.root(lambda x, t: x - t["a"] * t["n"].item(), ZERO, {"a": ONE.clone().requires_grad_(), "n": ONE[0] * 3})
+    assert x.requires_grad  # a number of a constant
     own = ONE.clone().requires_grad_()
     with torch.no_grad():
         torch.testing.assert_close(hft.root(lambda x, t: x - t * own, ZERO, ONE), ONE)

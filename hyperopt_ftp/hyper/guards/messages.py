@@ -14,6 +14,7 @@ class Subject(NamedTuple):
     on_write: str  # why it may not write, and what to do
     reads_data: bool = False  # whether its ``data`` is a number taken; in a loss it is what ``detach()`` is
     of: str = "train"
+    knobs: str = "an hparam"
     pass_it: str = "in hparams['loss'], as a param or in the batch (for an optimizer: in its hparams)"
 
 
@@ -31,13 +32,13 @@ UPDATE = Subject(
     "m = b * m + g",
     reads_data=True,
 )
-EQUATION = Subject("the equation", "", of="root", pass_it="in theta")
+EQUATION = Subject("the equation", "", of="root", knobs="x or theta", pass_it="in theta")
 
 
 def reads_number(who: Subject) -> RuntimeError:
     return RuntimeError(
-        f"{who.name} takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
-        "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+        f"{who.name} takes the number of {who.knobs} that a derivative is asked for (item(), float(), or a function "
+        "that wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
     )
 
 
