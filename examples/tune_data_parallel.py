@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import tree
 
 from .digits import Params, accuracy, digits, logits, network
 from .finetune_fsdp2 import connect
@@ -94,15 +93,14 @@ def tune(out: Path, rounds: int, every: int) -> None:
     first = [file.exists()]
     dist.broadcast_object_list(first)  # all do as process 0 does
     if first[0]:
-        _, rebuild = tree.flatten(next(run(1)).state)
-        state = rebuild(torch.load(file, weights_only=True))
+        state = torch.load(file, weights_only=True)
         say(f"going on from round {int(state.step)}")
     say(f"{'round':>5} {'outer loss':>10} {'lr':>8} {'weight: right':>13} {'wrong':>6} {'test %':>7}")
     for record in run(rounds, state):
         if record.step % every == 0 or record.step == rounds:
             if dist.get_rank() == 0:
                 out.mkdir(parents=True, exist_ok=True)
-                torch.save(tree.leaves(record.state), file.with_suffix(".new"))
+                torch.save(record.state, file.with_suffix(".new"))
                 os.replace(file.with_suffix(".new"), file)  # whole, or not there
             weight = torch.sigmoid(record.tuned["loss.weight"])
             right, noise = weight[~wrong].mean().item(), weight[wrong].mean().item()

@@ -3,6 +3,8 @@
 import types as _types
 import typing as _typing
 
+import torch as _torch
+
 from . import optimizers as optimizers
 from . import schedules as schedules
 from . import tree as tree
@@ -23,10 +25,12 @@ from .hyper import ZeroOrder as ZeroOrder
 from .hyper import bilevel as bilevel
 from .hyper import data_parallel as data_parallel
 from .hyper import estimate as estimate
+from .hyper import fixed_point as fixed_point
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
 from .hyper import load as load
 from .hyper import of_module as of_module
+from .hyper import root as root
 from .hyper import steps as steps
 from .hyper import tpgm as tpgm
 from .hyper import tpgm_radius as tpgm_radius
@@ -86,6 +90,7 @@ from .torch_optim.classes.mars_sp import MARSSP as MARSSP
 from .torch_optim.classes.recall_around import Recall as Recall
 from .torch_optim.classes.spd_around import SPD as SPD
 from .torch_optim.pure.pure_optimizer import PureOptimizer as PureOptimizer
+from .torch_optim.pure.torch_state import state_from as state_from
 from .torchopt_bridge import from_torchopt as from_torchopt
 from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
@@ -93,6 +98,12 @@ from .watch import measure as measure
 from .watch import watch as watch
 
 __version__ = "0.1.0"
+
+# torch.load(weights_only=True) takes states, and what train returns: named tuples, so a file can run nothing by them.
+_KEPT = ("State", "Previous", "TrainOutputs")
+_torch.serialization.add_safe_globals(  # noqa: TID251
+    [x for x in tuple.__subclasses__() if x.__module__.startswith(f"{__name__}.") and x.__name__.endswith(_KEPT)]
+)
 
 
 def __dir__() -> list[str]:
@@ -110,4 +121,6 @@ if not _typing.TYPE_CHECKING:  # a type checker sees a wrong name by itself
         names = [other for other in globals() if not other.startswith("_")]
         meant = [other for other in names if other.lower() in (name.lower(), f"ftp{name.lower()}")]
         hint = f"; did you mean {' or '.join(meant)}?" if meant else did_you_mean(name, names, 0.7)
+        if name.lower() == "lbfgs":
+            hint = ": it evaluates a loss several times in a step; solve by torch.optim.LBFGS inside hft.root"
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

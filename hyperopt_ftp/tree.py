@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -44,7 +45,7 @@ class Structure:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
+        self._keys: list[Any] | None = list(tree) if type(tree) is dict or isinstance(tree, UserDict) else None
         self._parts: Sequence[Structure | None] | None = None  # None: a leaf
         self._whole: Callable[[Sequence[Any]], Any] | None = None  # of what pytree alone knows, from its children
         self.leaves: list[Any] = []
@@ -88,7 +89,10 @@ class Structure:
             return found
         spec = pytree.tree_structure(self._tree)
         try:
-            return spec.flatten_up_to(tree)
+            found = spec.flatten_up_to(tree)
+            if len(found) != len(self.leaves):  # a UserDict is a leaf there
+                raise ValueError("a UserDict has another class or other keys")
+            return found
         except ValueError as error:
             names = [name for name, _ in named(tree)]
             missing = next(
@@ -107,7 +111,7 @@ class Structure:
         if self._parts is None:
             found.append(tree)
             return True
-        if self._whole is not None or len(tree) != len(self._parts):
+        if (self._whole is not None and self._keys is None) or len(tree) != len(self._parts):
             return False
         if self._keys is not None:
             if not all(map(tree.__contains__, self._keys)):
@@ -133,6 +137,12 @@ def _namedtuple(like: Any, values: Sequence[Any]) -> Any:
     return type(like)(*values) if getattr(like, "__dict__", None) else tuple.__new__(type(like), values)
 
 
+def _userdict(like: UserDict[Any, Any], values: Sequence[Any]) -> UserDict[Any, Any]:
+    new = copy.copy(like)
+    new.data = dict(zip(like.data, values, strict=True))
+    return new
+
+
 _LEAVES = (Tensor, bool, int, float, str)
 _PLAIN = frozenset((*_LEAVES, torch.nn.Parameter))
 
@@ -144,6 +154,8 @@ def _children(tree: Any) -> tuple[Collection[Any], Callable[[Sequence[Any]], Any
         return tree.values(), None
     if kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
         return tree, None
+    if isinstance(tree, UserDict):  # as a tokenizer returns
+        return tree.data.values(), lambda new: _userdict(tree, new)
     node = None if isinstance(tree, _LEAVES) else pytree.SUPPORTED_NODES.get(kind)
     if node is None:
         return None
@@ -285,7 +297,7 @@ def replaced(tree: Any, path: str, value: Any) -> Any:
     new = replaced(tree[key], rest, value) if rest else value
     if type(tree) is dict:
         return {**tree, key: new}
-    if isinstance(tree, dict):
+    if isinstance(tree, (dict, UserDict)):
         changed = copy.copy(tree)  # of its own class
         changed[key] = new
         return changed

@@ -60,7 +60,7 @@ HParam: TypeAlias = Number | Mapping[str, Any] | list[Any] | tuple[Any, ...]
 Norm: TypeAlias = Literal["mars", "l2"]  #: rows in L1, or the whole tensor in L2
 PaperOrExact: TypeAlias = Literal["paper", "exact"]  #: of a learned radius or strength
 Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperparameter stays in its domain
-Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
+Solver: TypeAlias = Literal["neumann", "cg", "dense", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
 #: What :class:`~hyperopt_ftp.Unroll` keeps of its steps; ``None``, its default, lets it choose.
 CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", False]
 #: How :func:`~hyperopt_ftp.muon` scales its learning rate with the shape of a matrix.

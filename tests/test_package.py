@@ -91,6 +91,7 @@ def test_every_public_function_names_an_argument_that_it_does_not_know():
     [
         ("AdamW", "; did you mean adamw or FTPAdamW?"),
         ("FTPAdam", "; did you mean 'FTPAdamW'?"),
+        ("LBFGS", ": it evaluates a loss several times in a step; solve by torch.optim.LBFGS inside hft.root"),
         ("hypergradients", "; did you mean 'hypergradient'?"),
         ("nowhere", ""),
     ],

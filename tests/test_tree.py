@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
+import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
 
@@ -105,3 +106,38 @@ def test_one_tree_along_another(value: Any, like: Any):
             assert results[0] is None
         else:
             assert same(*results) or results[0] == results[1]
+
+
+class Batch(UserDict):
+    """With attributes, as what a tokenizer returns."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.data[name]
+
+
+def test_a_userdict_is_a_tree_of_its_class():
+    given = Batch({"x": torch.ones(2), "more": {"n": 3}})
+    assert len(tree.leaves(given)) == 2
+    doubled = tree.map_tree(lambda x: x * 2, given)
+    assert type(doubled) is Batch
+    assert doubled.x.tolist() == [2.0, 2.0]
+    assert given.more == {"n": 3}
+    assert tree.aligned(Batch({"more": {"n": 5}, "x": 4}), given) == [4, 5]
+    assert tree.fitted(UserDict(given), tree.Structure(given)) is None
+    assert tree.replaced(given, "more.n", 7).more == {"n": 7}
+    assert given.more == {"n": 3}
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward(), hft.Implicit(tolerance=9)])
+@pytest.mark.filterwarnings("ignore:Implicit. training")
+def test_batches_may_be_userdicts(strategy):
+    def grads(kind):
+        lr, x = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.1, 1.0))
+        run = hft.train(
+            hft.sgd(), lambda p, b: (p - b["x"]) ** 2, 0 * x.detach(), [kind({"x": x})] * 3, hparams={"lr": lr},
+            strategy=strategy,
+        )  # fmt: skip
+        wanted = (lr,) if isinstance(strategy, hft.Forward) else (lr, x)
+        return torch.autograd.grad(run.params, wanted)
+
+    assert grads(Batch) == grads(dict)

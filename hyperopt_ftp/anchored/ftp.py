@@ -141,6 +141,8 @@ def ftp_rule(
 ) -> Rule:
     check_norm(norm)
     check_choice("gradient", gradient, GRADIENTS)
+    if isinstance(radius_start, Tensor) and radius_start.requires_grad:
+        raise ValueError("radius_start is no hparam, so it has no derivative; give it detached")
     if radius_start is not None:
         check_number("radius_start", radius_start, _START)
     first = FLOOR if radius_start is None else min(max(FLOOR, float(radius_start)), _LARGEST)

@@ -21,6 +21,8 @@ from .loops.tpgm import tpgm as tpgm
 from .loops.tpgm import tpgm_radius as tpgm_radius
 from .of_module import load as load
 from .of_module import of_module as of_module
+from .root import fixed_point as fixed_point
+from .root import root as root
 from .steps import steps as steps
 from .strategies.forward import Forward as Forward
 from .strategies.implicit import Implicit as Implicit

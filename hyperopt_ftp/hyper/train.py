@@ -16,6 +16,7 @@ from ..calls import callers_level, check_flag, explained
 from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
+from ..optimizers.tuned import warn_of_nan
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .core.graph import freed
 from .core.inputs import ConstantBatches, Step, TrainInputs, TrainOutputs
@@ -132,6 +133,9 @@ def train(
     else:
         run = trained(optimizer, loss, params, batches, full, state, strategy)
     _warn_of_nan(run.losses)
+    if optimizer.tunes:
+        tuned = {f".{path}": x for path, x in tree.named(run.state)}
+        warn_of_nan({path.rpartition(".tuned.")[2]: x for path, x in tuned.items() if ".tuned." in path})
     return run
 
 

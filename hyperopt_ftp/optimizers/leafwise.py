@@ -182,8 +182,10 @@ def check_params(params: Any) -> None:
                 )
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is a {type(leaf).__name__}")
         if not leaf.is_floating_point():
+            hint = "; pass torch.view_as_real of it, and view_as_complex in the loss" if leaf.is_complex() else ""
             raise TypeError(
                 f"params must be floating-point (float16, bfloat16, float32, float64), but {name!r} is {leaf.dtype}"
+                + hint
             )
         if leaf.device.type == "meta" and not isinstance(leaf, FakeTensor):
             raise ValueError(f"parameter {name!r} has no values: it is on the meta device")
@@ -229,7 +231,10 @@ def _wrong_gradient(values: list[Any], params: Any) -> Exception:
         if not isinstance(g, Tensor):
             return TypeError(f"grads must be a pytree of tensors, but {name!r} is a {type(g).__name__}")
         if g.layout != torch.strided:
-            return TypeError(f"the gradient of {name!r} is sparse ({g.layout}); give its to_dense()")
+            return TypeError(
+                f"the gradient of {name!r} is sparse ({g.layout}); give its to_dense(), or an embedding with "
+                "sparse=False"
+            )
         if g.shape != w.shape:
             return ValueError(
                 f"the gradient of {name!r} has the shape {tuple(g.shape)}, its parameter {tuple(w.shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import complete
+from ..calls import callers_level, explained
+from ..hparams import complete, concrete
 from ..types import Constraint, HParams, Optimizer, Params, State, UpdateFn, check_optimizer
 from . import hparam_paths as paths
 from .constraints import Constraints
@@ -34,6 +35,18 @@ class TunedState(NamedTuple):
     tuned: dict[str, Any]  # current values of the tuned hparams, by path
     by: Any  # state of the hyper-optimizer
     previous: Previous  # what the last update of the base was made of
+
+
+def warn_of_nan(tuned: Mapping[str, Any]) -> None:
+    """Warn of values, by path, that an optimizer has tuned to NaN."""
+    lost = [path for path, value in tuned.items() if any(concrete(x) and x.isnan().any() for x in tree.leaves(value))]
+    if lost:
+        warnings.warn(
+            f"{lost[0]!r} has been tuned to NaN, so what it moves is lost: lower the learning rate of what tunes it "
+            "(by), clip its hypergradient (by=hft.clipped(...)), or tune its logarithm (constrain)",
+            UserWarning,
+            stacklevel=callers_level(),
+        )
 
 
 @explained("by is the optimizer that tunes, over what it tunes: hyper(adamw(lr=1e-3), by=sgd(lr=1e-6), over='lr')")

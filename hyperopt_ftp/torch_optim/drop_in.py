@@ -141,7 +141,8 @@ class DropIn(torch.optim.Optimizer):
             closure: re-evaluates the model and returns the loss.
 
         Raises:
-            RuntimeError: a sparse or complex gradient (before anything has changed).
+            RuntimeError: a complex gradient, or a sparse one of a parameter that is not excluded (before anything has
+                changed).
         """
         self._mover.check_ready(self)
         loss = None
@@ -162,7 +163,7 @@ class DropIn(torch.optim.Optimizer):
         """Switch to the weights to deploy, which the constraint acts on, if the base has two modes; else do nothing."""
         self._mover.switch(self, "eval")
 
-    def _check_parameter(self, p: Tensor, name: Any) -> None:
+    def _check_parameter(self, p: Tensor, name: Any, constrained: bool) -> None:
         if p.grad is None:
             return
         check_dtype(p, name)
@@ -170,15 +171,16 @@ class DropIn(torch.optim.Optimizer):
         if form is None or form[0] != p.shape:
             weights = [name for name, kind in self._mover.kinds.items() if kind == "weights"]
             check_shapes(p, name, self.state.get(p, {}), [*weights, "anchor"])
-        check_gradient(p, name)
+        check_gradient(p, name, constrained)
 
     def _collect(self) -> Work:
         """What takes part in a step, by its backend. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._mover.check_groups(self)
             names = iter(names_in(self.param_groups))
-            for p in chain.from_iterable(group["params"] for group in self.param_groups):
-                self._check_parameter(p, next(names))
+            for group in self.param_groups:
+                for p, constrained in zip(group["params"], group["constrained"], strict=True):
+                    self._check_parameter(p, next(names), constrained)
         amps = [self._amp("grad_scale"), self._amp("found_inf")]
         backends = [self._mover.pick(group) for group in self.param_groups]
         work: Work = {}
@@ -221,7 +223,7 @@ class DropIn(torch.optim.Optimizer):
         for p, constrained, name in zip(group["params"], group["constrained"], names, strict=True):
             if p.grad is None:
                 continue
-            self._check_parameter(p, name)
+            self._check_parameter(p, name, constrained)
             state = self.state[p] if constrained or mover.own else self.state.get(p, {})
             if constrained and not hold.is_initialized(state):
                 self._fitted.pop(p, None)
@@ -235,7 +237,8 @@ class DropIn(torch.optim.Optimizer):
             held = [state[key] if constrained else ABSENT for key in keys]
             w0 = hold.anchors.of(name, state) if constrained else ABSENT
             step = state["step"] if mover.own else ABSENT  # a given base's is its own
-            row = [p, p.grad, step, w0, *held, *(state[key] for key in moments)]
+            grad = p.grad.to_dense() if mover.own and p.grad.is_sparse else p.grad  # as of sparse=False
+            row = [p, grad, step, w0, *held, *(state[key] for key in moments)]
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
 

@@ -139,3 +139,11 @@ def test_layers_make_their_steps_alone_where_gradients_are_none(gaps: list[set[s
         assert torch.equal(w[name], params[name])
         assert torch.equal(alone.radius[name], state.radius[name])
         assert state.radius_opt.step[name] == alone.radius_opt.step == len(own)
+
+
+def test_the_first_radius_is_no_hparam():
+    """Whose derivative would be lost, with torch's own warning about a number of a tensor that requires grad."""
+    start_at = torch.tensor(0.1, requires_grad=True)
+    with pytest.raises(ValueError, match="radius_start is no hparam, so it has no derivative; give it detached"):
+        hft.ftp(hft.sgd(), {"w": torch.ones(2, 2)}, radius_start=start_at)  # pyright: ignore
+    hft.ftp(hft.sgd(), {"w": torch.ones(2, 2)}, radius_start=start_at.detach())  # pyright: ignore

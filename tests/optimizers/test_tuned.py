@@ -172,3 +172,27 @@ def test_a_changed_hparam_counts_for_the_step_it_was_used_in():
     _, state = opt.update(g, opt.init(params), params, decay)
     _, state = opt.update(g, state, params, opt.hparams)
     assert state.tuned["lr"].item() == pytest.approx(0.1 + 3.0)  # d W / d lr = -(g + 2 W) = -3
+
+
+def test_what_is_tuned_to_nan_warns_once_also_where_all_losses_are_finite():
+    """The product of two gradients overflows in the last step, where no loss sees it."""
+    x = [torch.full((1,), 1e155, dtype=torch.float64)] * 2
+    opt = hft.hyper(hft.sgd(lr=1e-3), by=hft.adam(lr=1e-3), over="lr")
+    words = "'lr' has been tuned to NaN, so what it moves is lost: lower the learning rate of what tunes it"
+    start_at = torch.zeros(1, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=words):
+        run = hft.train(opt, lambda p, x: (p * x).sum(), start_at, x)
+    assert run.losses.isfinite().all()
+    w = torch.nn.Parameter(start_at.clone())
+    pure = hft.PureOptimizer([("w", w)], opt)
+
+    def steps():
+        for row in x * 2:
+            pure.zero_grad()
+            (w * row).sum().backward()
+            pure.step()
+
+    with pytest.warns(UserWarning, match=words) as said:
+        steps()
+    assert len(said) == 1
+    assert said[0].filename == __file__

@@ -78,6 +78,7 @@ PREFIX = "names must differ; prefix those of each model, or of each part: (f'hea
 A_NUMBER = "must be a number or a 0-d floating-point tensor, got"
 FLOATS = "parameters must be float16, bfloat16, float32 or float64, got"
 LEAVE_OUT = "leave frozen and quantised weights out"
+AS_REAL = "keep torch.view_as_real of it as the parameter, and view_as_complex in the model"
 ENTRY = "anchor entry '0.weight' must be"
 NO_MATCH = "match no parameter; the parameters are ['0.weight', '0.bias', '1.weight', '1.bias']"
 EXCLUDE = (
@@ -154,7 +155,7 @@ PARAMETERS = [
     unfit(f"two parameters are called 'w'; {PREFIX}", "a name that differs by a wrapper's prefix alone",
           lambda s: s.make([("w", weight()), ("_orig_mod.w", weight())])),
     mistyped("names of parameters must be strings, got 7", "numbers for names", lambda s: s.make([(7, weight())])),
-    *(mistyped(f"{FLOATS} {dtype} for parameter 'w'; {LEAVE_OUT}", f"{what} weights",
+    *(mistyped(f"{FLOATS} {dtype} for parameter 'w'; {AS_REAL if what == 'complex' else LEAVE_OUT}", f"{what} weights",
                lambda s, dtype=dtype: s.make([("w", weight().to(dtype))]))
       for what, dtype in (("integer", torch.int8), ("complex", torch.complex64), ("float8", torch.float8_e4m3fn))),
 ]  # fmt: skip

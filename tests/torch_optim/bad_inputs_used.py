@@ -126,8 +126,9 @@ BY_HAND = (
 )
 
 STEPS = [
-    refused("gradients must be dense, got torch.sparse_coo for parameter '0.weight'; use dense embeddings, or another "
-            "optimizer for that parameter", "a sparse gradient", step, begin=first_weight(sparse)),
+    refused("gradients must be dense, got torch.sparse_coo for parameter '0.weight'; make the embedding with "
+            "sparse=False, exclude it, or give it another optimizer", "a sparse gradient", step,
+            begin=first_weight(sparse)),
     refused("gradients must be real and floating, got torch.complex64 for parameter '0.weight'", "a complex gradient",
             step, begin=first_weight(as_dtype(torch.complex64, weights=False))),
     refused("the gradient of parameter 'w' is on meta, the parameter on cpu; move the model before the optimizer is "

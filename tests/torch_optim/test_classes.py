@@ -76,6 +76,44 @@ def test_a_step_without_values(execution):
     assert opt.state[p]["radius"].is_meta
 
 
+def test_fused_steps_without_values_are_refused():
+    p = torch.nn.Parameter(torch.empty(3, 2, device="meta"))
+    opt = hft.FTPAdamW([p], fused=True)
+    p.grad = torch.empty_like(p)
+    with pytest.raises(RuntimeError, match=r"fused=True cannot run: the parameters are on \['meta'\]"):
+        opt.step()
+    assert not opt.state[p]
+
+
+def around_sgd(params, **options):
+    return hft.FTP(torch.optim.SGD(params, lr=0.1), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "flags"),
+    [(around_sgd, {}), (hft.FTPSGD, {}), *((hft.FTPAdamW, FLAGS[name]) for name in ("fused_cpu", "foreach", "single"))],
+)
+def test_a_sparse_embedding_that_is_excluded_is_trained_as_a_dense_one(make, flags):
+    models = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Embedding(5, 3, sparse=sparse), torch.nn.Linear(3, 2)).double()
+        opt = make(model.named_parameters(), exclude="0.*", **flags)
+        for row in ([0, 1], [1, 3], [3, 4]):
+            opt.zero_grad()
+            model(torch.tensor(row)).square().sum().backward()
+            assert model[0].weight.grad.is_sparse == sparse
+            opt.step()
+        models.append(model)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
+    model = torch.nn.Embedding(5, 3, sparse=True)
+    opt = make(model.named_parameters(), **flags)
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="must be dense.* sparse=False, exclude it, or give it another optimizer"):
+        opt.step()
+
+
 def test_it_may_be_built_before_the_weights_have_a_place():
     """Where ``to_empty`` keeps the parameters that the optimizer knows."""
     before = torch.__future__.get_swap_module_params_on_conversion()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -190,6 +191,7 @@ def test_what_is_tuned_is_shown_saved_and_guarded():
         step(params, opt, batches(1)[0])
 
 
+@pytest.mark.filterwarnings("ignore:'lr' has been tuned to NaN")
 def test_a_tuned_number_that_is_not_finite_is_nobodys_write():
     w = torch.nn.Parameter(torch.ones(1))
     opt = hft.PureOptimizer([w], hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr"))
@@ -531,3 +533,36 @@ def test_ftp_around_a_partition_is_the_pure_rule_and_resumes(muon: bool):
     assert largest_difference(dict(net.named_parameters()), weights) < 1e-12
     assert opt.radii() == pytest.approx({n: r.item() for n, r in state.radius.items()}, rel=1e-9)
     assert any(r > 0.05 for r in opt.radii().values())
+
+
+# -- checkpoints that are not its own, and other processes -------------------------------------------------------------
+
+
+def test_a_count_that_is_a_number_is_loaded_and_other_names_are_said():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1))
+    step(params, opt, batches(1)[0])
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"]["pure"]["step"] = 1
+    again = parameters({n: p.detach() for n, p in params.items()})
+    other = hft.PureOptimizer(again.items(), hft.adam(lr=0.1))
+    other.load_state_dict(saved)
+    for mine, one in ((params, opt), (again, other)):
+        step(mine, one, batches(2)[1])
+    assert largest_difference(dict(params), dict(again)) == 0
+    unnamed = hft.PureOptimizer(parameters().values(), hft.adam(lr=0.1))
+    with pytest.raises(ValueError, match=r"has no 'exp_avg.0'.* other names of them, as in 'exp_avg\.\w'"):
+        unnamed.load_state_dict(opt.state_dict())
+
+
+def test_pickle_says_what_to_send_and_copies_still_work():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1))
+    with pytest.raises(TypeError, match=r"cannot be pickled, nor sent to another process, .* send its state_dict\(\)"):
+        pickle.dumps(opt)
+    step(params, opt, batches(1)[0])
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        torch.multiprocessing.get_context("spawn").Process(target=print, args=(opt,)).start()
+    for other in (copy.deepcopy(opt), copy.copy(opt), copy.deepcopy(copy.deepcopy(opt))):
+        assert other.hparams() == opt.hparams()
+        assert largest_difference(other.pure_state(), opt.pure_state()) == 0

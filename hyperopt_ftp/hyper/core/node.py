@@ -18,7 +18,7 @@ from .leaves import floats, is_float, or_zeros
 from .problem import InnerProblem, differentiable_loop
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
-from .torch_private import differentiated, keeps_graph, tracked, under_transform, unwrap_dead
+from .torch_private import differentiated, keeps_graph, refuse_forward_twice, tracked, under_transform, unwrap_dead
 from .vjp import transposed
 
 
@@ -66,6 +66,7 @@ def through_node(
     transform = under_transform()
     if transform and method.exact:
         return differentiable_loop(problem, inputs)
+    refuse_forward_twice(method.name)
     inputs = problem.begun(inputs)
     leaves, rebuild = tree.flatten(inputs)
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]

@@ -20,6 +20,15 @@ def kinds_of_transforms() -> list[Any]:
     return [level.key() for level in _functorch.get_interpreter_stack() or []]
 
 
+def refuse_forward_twice(name: str) -> None:
+    """Raise under two forward transforms: the tangents of an autograd.Function have no tangents, in silence (2.13)."""
+    if kinds_of_transforms().count(_functorch.TransformType.Jvp) > 1:
+        raise RuntimeError(
+            f"{name} under two forward transforms (torch.func.jvp, jacfwd): torch loses the second derivative of an "
+            "autograd.Function there; take a reverse one for the inner or the outer one: torch.func.hessian, jacrev"
+        )
+
+
 def keeps_graph() -> bool:
     """Whether the running backward pass retains the graph; true if none runs."""
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]

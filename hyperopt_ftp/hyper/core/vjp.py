@@ -126,9 +126,10 @@ def transposed(linear: Callable[[Vector], Any], zeros: Vector) -> Callable[[Any]
 def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Callable[[Vector], list[Any]]]:
     """Values of a function of lists of tensors, and its vector-Jacobian product, which can be called many times.
 
-    Under a transform by ``torch.func``, else by ``torch.autograd``, which supports more kinds of losses.
+    By ``torch.func`` where it may be differentiated again, else by ``torch.autograd``, which supports more kinds of
+    losses.
     """
-    if under_transform():
+    if under_transform() or torch.is_grad_enabled():
         values, pulled = torch.func.vjp(function, *columns)[:2]
         return values, pulled
     rows = [detached_leaves(column)[0] for column in columns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == Tensor.register_hook and self._operations is not None and not self._who.reads_data:
+            args, kwargs = (args[0], partial(_unchanged, kwargs.get("hook") or args[1])), {}
         if func == _SET_DATA and self._who.reads_data:
             raise writes(self._who, " (data = ...)", args[0])
         if func in _OF_ITSELF and not self._who.reads_data:
@@ -184,6 +187,15 @@ def taken(func: Any, args: Any, kwargs: Any, who: Subject) -> list[Any]:
     if func in (torch.as_tensor, torch.asarray):  # of a tensor they are it, with its graph
         given = [x for x in given if not isinstance(x, Tensor)]
     return given
+
+
+def _unchanged(hook: Any, grad: Tensor) -> None:
+    new = hook(grad)
+    if new is not None and new is not grad:
+        raise RuntimeError(
+            "train_loss has a hook that changes a gradient (register_hook): derivatives through training would pass it "
+            "once more, and be wrong. Change the gradient in the optimizer instead: hft.clipped, or your own update"
+        )
 
 
 def _number(x: Any) -> Any:

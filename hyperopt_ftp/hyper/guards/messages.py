@@ -13,6 +13,9 @@ class Subject(NamedTuple):
     name: str
     on_write: str  # why it may not write, and what to do
     reads_data: bool = False  # whether its ``data`` is a number taken; in a loss it is what ``detach()`` is
+    of: str = "train"
+    knobs: str = "an hparam"
+    pass_it: str = "in hparams['loss'], as a param or in the batch (for an optimizer: in its hparams)"
 
 
 LOSS = Subject(
@@ -29,12 +32,13 @@ UPDATE = Subject(
     "m = b * m + g",
     reads_data=True,
 )
+EQUATION = Subject("the equation", "", of="root", knobs="x or theta", pass_it="in theta")
 
 
 def reads_number(who: Subject) -> RuntimeError:
     return RuntimeError(
-        f"{who.name} takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
-        "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+        f"{who.name} takes the number of {who.knobs} that a derivative is asked for (item(), float(), or a function "
+        "that wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
     )
 
 
@@ -47,9 +51,8 @@ def writes(who: Subject, how: str, target: Tensor | None) -> RuntimeError:
 def captured(who: Subject, x: Tensor) -> Captured:
     return Captured(
         f"{who.name} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
-        "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
-        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() "
-        "or requires_grad_(False)"
+        f"torch.func transform tracks it) and that is no argument of {who.of}: its derivative would be lost. Pass it "
+        f"{who.pass_it}; or hold it fixed by detach() or requires_grad_(False)"
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.torch_private import under_transform, unwrap_dead, values_of
+from ..core.second_order import twice_differentiable
+from ..core.torch_private import refuse_forward_twice, under_transform, unwrap_dead, values_of
 from ..core.vjp import Vector, jvp, vjp
 from .solvers import SOLVERS, Solved, diverges, norm, ratio, tolerance_of
 
@@ -26,7 +27,6 @@ class System:
     damping: float
     judge: Callable[[Solved], None]  # is told what was found
     transposed: bool = False  # dF/dp itself
-    counts: tuple[int, ...] = ()  # of tensors: of b, of each column of the point, and of its constants
 
     def solve(self, b: Vector, p: Vector, *theta: Vector) -> Solved:
         """At most ``iterations`` products; under a transform, which hides the residual, all of them."""
@@ -63,52 +63,84 @@ class System:
 
 def solution(system: System, b: Vector, *point: Vector) -> Vector:
     """The solution as a differentiable function of ``b`` and of the point, whatever the solver does."""
-    if not under_transform():
+    if not under_transform() and not torch.is_grad_enabled():
         return system.solve(b, *point).x
-    system = replace(system, counts=tuple(len(column) for column in (b, *point)))
-    return list(_Solution.apply(system, *b, *(x for column in point for x in column)))
+    other = replace(system, transposed=not system.transposed)
+
+    def rest(x: Vector, b: Vector, *point: Vector) -> Vector:
+        return [a - u for a, u in zip(system.product(*point)(x), b, strict=True)]
+
+    return solved(
+        Equation(
+            rest,
+            lambda b, *point: system.solve(b, *point).x,
+            lambda v, x, b, *point: solution(other, v, *point),
+            lambda v, x, b, *point: solution(system, v, *point),
+        ),
+        b,
+        *point,
+    )
 
 
-class _Solution(torch.autograd.Function):
-    """The solution as a node: the solver's iterations are not differentiated."""
+@dataclass(frozen=True)
+class Equation:
+    """``F(x, *columns) = 0``, where columns are lists of tensors: the first of the size of x, the last of constants."""
+
+    function: Callable[..., Vector]  #: F
+    find: Callable[..., Vector]  #: x of the columns, in any way: it is not differentiated
+    back: Callable[..., Vector]  #: ``back(v, x, *columns)``: w of ``(dF/dx)^T w = v``
+    push: Callable[..., Vector]  #: ``push(v, x, *columns)``: w of ``(dF/dx) w = v``
+    counts: tuple[int, ...] = ()  #: of tensors, of each column
+
+
+def solved(equation: Equation, *columns: Vector) -> Vector:
+    """x as a function of the columns with derivatives of any order, by the implicit function theorem."""
+    refuse_forward_twice("the solution of an equation")
+    equation = replace(equation, counts=tuple(map(len, columns)))
+    return list(_Solved.apply(equation, *(x for column in columns for x in column)))
+
+
+class _Solved(torch.autograd.Function):
+    """x as a node: how it is found is not differentiated."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
-        b, *point = _columns(system.counts, [x.detach() for x in tensors])
-        return tuple(x.clone() for x in system.solve(b, *point).x)
+    def forward(equation: Equation, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with twice_differentiable():
+            found = equation.find(*_columns(equation.counts, [x.detach() for x in tensors]))
+        return tuple(x.clone() for x in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.system, *tensors = inputs
+        ctx.equation, *tensors = inputs
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        """``w = A^-T xbar``, which is b's cotangent; the point's is that of ``-<w, A(point) x>``."""
-        _, *point, constants, x = _saved(ctx)
-        other = replace(ctx.system, transposed=not ctx.system.transposed)
-        w = solution(other, [unwrap_dead(v) for v in cotangents], *point, constants)
-        back = vjp(lambda *at: ctx.system.product(*at, constants)(x), *point)[1]
-        found = back([-v for v in w])
-        return (None, *w, *(v for column in found for v in column), *[None] * len(constants))
+        """``-<w, F(x, columns)>`` has the columns' cotangents, with w = (dF/dx)^-T xbar."""
+        with twice_differentiable():
+            *columns, constants, x = _saved(ctx)
+            w = ctx.equation.back([unwrap_dead(v) for v in cotangents], x, *columns, constants)
+            back = vjp(lambda *at: ctx.equation.function(x, *at, constants), *columns)[1]
+            found = back([-v for v in w])
+        return (None, *(v for column in found for v in column), *[None] * len(constants))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        """``dx = A^-1 (db - dA x)``."""
-        b, *point, constants, x = _saved(ctx)
-        rows = zip([*b, *(v for column in point for v in column)], tangents[1:], strict=False)
-        filled = [torch.zeros_like(v) if t is None else t for v, t in rows]
-        db, *along = _columns(ctx.system.counts[:-1], filled)
-        moved = jvp(lambda *at: ctx.system.product(*at, constants)(x), *point)(*along)
-        return tuple(solution(ctx.system, [u - v for u, v in zip(db, moved, strict=True)], *point, constants))
+        """``dx = -(dF/dx)^-1 (dF/dcolumns) dcolumns``."""
+        with twice_differentiable():
+            *columns, constants, x = _saved(ctx)
+            rows = zip((v for column in columns for v in column), tangents[1:], strict=False)
+            along = _columns(ctx.equation.counts[:-1], [torch.zeros_like(v) if t is None else t for v, t in rows])
+            moved = jvp(lambda *at: ctx.equation.function(x, *at, constants), *columns)(*along)
+            return tuple(ctx.equation.push([-v for v in moved], x, *columns, constants))
 
 
 def _saved(ctx: Any) -> list[Vector]:
-    """b, the point, its constants and the solution."""
-    return _columns((*ctx.system.counts, ctx.system.counts[0]), [unwrap_dead(x) for x in ctx.saved_tensors])
+    """The columns, and x."""
+    return _columns((*ctx.equation.counts, ctx.equation.counts[0]), [unwrap_dead(x) for x in ctx.saved_tensors])
 
 
 def _columns(counts: Sequence[int], rows: Sequence[Tensor]) -> list[Vector]:

@@ -49,10 +49,11 @@ class Implicit(Strategy):
 
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
-            conjugate gradients, for a symmetric positive ``dF/dp`` (SGD, with or without momentum). ``"identity"``:
-            ``x = dL/dp``, as if ``dF/dp`` were I: the derivative of one step, at its cost (T1-T2, arXiv 1511.06727;
-            SAMA, arXiv 2310.05674).
-        iterations: maximal number of products with ``dF/dp``.
+            conjugate gradients, for a symmetric positive ``dF/dp`` (SGD, with or without momentum). ``"dense"``: by the
+            matrix itself, one product for each entry of the params, for few of these. ``"identity"``: ``x = dL/dp``, as
+            if ``dF/dp`` were I: the derivative of one step, at its cost (T1-T2, arXiv 1511.06727; SAMA, arXiv
+            2310.05674).
+        iterations: maximal number of products with ``dF/dp``; ``"dense"`` needs none.
         damping: added to the diagonal, in units of ``dF/dp``.
         tolerance: relative residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns. ``None``:
             ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform all iterations are
@@ -163,7 +164,8 @@ class Implicit(Strategy):
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
         self._check(inputs)
         count, few = len(inputs.batches), self.batches
-        iterations = self.iterations if self.solver != "identity" else 0
+        entries = sum(x.numel() for x in floats(inputs.params))
+        iterations = {"dense": entries, "identity": 0}.get(self.solver, self.iterations)
         checked = is_checked(self.solver, floats(inputs.params), floats(inputs.state), Replay())
         steps, beginning = few_steps(problem, inputs, max(few, STEADY))
 
@@ -213,7 +215,11 @@ class Implicit(Strategy):
         rows, rebuild = tree.flatten(parts)
         point = [floats(part) for part in parts]
         point.append([x for x in rows if isinstance(x, Tensor) and not is_float(x)])
-        return System(residual, self.solver, self.iterations, self.tolerance, self.damping, self._judge), point
+        return self.system_of(residual), point
+
+    def system_of(self, function: Callable[..., Vector], transposed: bool = False) -> System:
+        """That with the derivative of a function in its first argument."""
+        return System(function, self.solver, self.iterations, self.tolerance, self.damping, self._judge, transposed)
 
     def _judge(self, found: Solved) -> None:
         if self.report is not None:

@@ -27,6 +27,7 @@ def diverges(solver: str, residual: float) -> ArithmeticError:
     cause = {
         "neumann": "the steps do not contract here: train on, lower the learning rate, or raise damping",
         "cg": "d step / d params is not symmetric and positive here: take SGD, train on, or solver='neumann'",
+        "dense": "the matrix is singular here, or nearly: raise damping",
     }
     text = f"Implicit, solver {solver!r}: the residual grew to {residual:.3g} of the right-hand side"
     return ArithmeticError(f"{text}; {cause[solver]}")
@@ -67,12 +68,37 @@ def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done
     return Solved(x, iterations, torch.where(lost, torch.inf, size(r)))
 
 
+def dense(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:
+    """By the matrix itself, whatever it is."""
+    x = solved_by(columns_of(matvec, b), b)
+    return Solved(x, sum(u.numel() for u in b), size([u - v for u, v in zip(b, matvec(x), strict=True)]))
+
+
+def columns_of(matvec: Any, like: Vector) -> Tensor:
+    """The matrix of a linear function, a product for each column."""
+    units = torch.eye(sum(u.numel() for u in like), dtype=like[0].dtype, device=like[0].device)
+    return torch.stack([_joined(matvec(_divided(e, like))) for e in units], 1)
+
+
+def solved_by(matrix: Tensor, b: Vector) -> Vector:
+    """What is not finite where the matrix is singular."""
+    return _divided(torch.linalg.solve_ex(matrix, _joined(b))[0], b)
+
+
+def _joined(x: Vector) -> Tensor:
+    return torch.cat([u.reshape(-1).to(x[0]) for u in x])
+
+
+def _divided(x: Tensor, like: Vector) -> Vector:
+    return [v.view_as(u).to(u) for u, v in zip(like, x.split([u.numel() for u in like]), strict=True)]
+
+
 def identity(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:
     """A taken for the identity: no products and no residual."""
     return Solved(b, 0, torch.zeros_like(size(b)))
 
 
-SOLVERS = {"neumann": neumann, "cg": conjugate_gradients, "identity": identity}
+SOLVERS = {"neumann": neumann, "cg": conjugate_gradients, "dense": dense, "identity": identity}
 
 
 def norm(x: Vector) -> Tensor:

@@ -124,9 +124,10 @@ def check_params(params: Sequence[Tensor], named: bool, known: Sequence[Any]) ->
 
 def check_dtype(p: Tensor, name: Any) -> None:
     if p.dtype not in DTYPES:
+        hint = "keep torch.view_as_real of it as the parameter, and view_as_complex in the model"
+        hint = hint if p.is_complex() else "leave frozen and quantised weights out"
         raise TypeError(
-            f"parameters must be float16, bfloat16, float32 or float64, got {p.dtype} for parameter {name!r}; "
-            "leave frozen and quantised weights out"
+            f"parameters must be float16, bfloat16, float32 or float64, got {p.dtype} for parameter {name!r}; {hint}"
         )
 
 
@@ -141,8 +142,8 @@ def check_shapes(p: Tensor, name: Any, state: dict[str, Any], whole: Collection[
             )
 
 
-def check_gradient(p: Tensor, name: Any) -> None:
-    """A gradient is a dense, real tensor like its parameter."""
+def check_gradient(p: Tensor, name: Any, constrained: bool) -> None:
+    """A gradient is a real tensor like its parameter, and dense where that is constrained."""
     grad = p.grad
     assert grad is not None
     if grad.shape != p.shape:
@@ -150,10 +151,10 @@ def check_gradient(p: Tensor, name: Any) -> None:
             f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, and the parameter "
             f"{tuple(p.shape)}; call zero_grad() after weights are resized"
         )
-    if grad.layout != torch.strided:
+    if constrained and grad.layout != torch.strided:
         raise RuntimeError(
-            f"gradients must be dense, got {grad.layout} for parameter {name!r}; use dense embeddings, or another "
-            "optimizer for that parameter"
+            f"gradients must be dense, got {grad.layout} for parameter {name!r}; make the embedding with sparse=False, "
+            "exclude it, or give it another optimizer"
         )
     if not grad.is_floating_point():
         raise RuntimeError(f"gradients must be real and floating, got {grad.dtype} for parameter {name!r}")

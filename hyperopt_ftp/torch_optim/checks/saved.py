@@ -16,6 +16,8 @@ from .names import unwrapped
 #: Behind the maker's name in a checkpoint; another number with each change that an older release cannot read.
 FORMAT = ", format 1"
 
+PURE_STATE = "a state of a pure optimizer goes into a new one: PureOptimizer(params, optimizer, state=...)"
+
 
 def check_checkpoint(saved: Any) -> None:
     if not _is_checkpoint(saved):
@@ -25,6 +27,8 @@ def check_checkpoint(saved: Any) -> None:
             got = f"a dict with the keys {list(saved)[:5]}" + (f"; pass checkpoint[{inside[0]!r}]" if inside else "")
         elif isinstance(saved, (str, os.PathLike)):
             got += f"; load it first: torch.load({str(saved)!r})"
+        elif hasattr(saved, "_fields"):
+            got += f"; {PURE_STATE}"
         raise ValueError(f"load_state_dict needs what an optimizer's state_dict() returned, got {got}")
 
 

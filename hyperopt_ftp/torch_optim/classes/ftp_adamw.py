@@ -74,7 +74,8 @@ class FTPAdamW(DropIn):
         ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit or is not
             finite, two parameters of one name, ``lean`` with weights that are not float32.
         TypeError: parameters that are not float16, bfloat16, float32 or float64, a flag that is no bool.
-        RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients, resized weights.
+        RuntimeError: ``fused=True`` where it cannot run; at a step, complex gradients, sparse ones of parameters
+            that are not excluded (others count as dense), resized weights.
 
     Options that were changed in a group are checked at the next step. After an error nothing has changed.
     docs/reference/errors.md has each error's text.

@@ -139,7 +139,7 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
         why = ops.why_not(params, asked=strict and bool(fused))
         if why is None:
             return FUSED[ops.BEST[params[0].device.type][0]]
-        if fused and strict and not all(p.is_meta for p in params):  # which get a device before the first step
+        if fused and strict and not all(p.is_meta and p.grad is None for p in params):  # which get a device later
             raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
     if multi is False:
         return SINGLE

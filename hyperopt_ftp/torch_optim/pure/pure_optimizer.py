@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import check_compile, did_you_mean, explained, few
+from ...calls import check_compile, did_you_mean, explained, few, shown
 from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
-from ...types import Compile, Optimizer, check_optimizer
+from ...optimizers.tuned import warn_of_nan
+from ...types import Compile, Optimizer, State, check_optimizer
 from ..checks.arguments import check_no_gradient, check_params
 from ..checks.names import names_in, unwrapped
-from ..checks.saved import check_checkpoint
+from ..checks.saved import PURE_STATE, check_checkpoint
 from .captured import captured
 from .group_numbers import (
     as_number,
@@ -48,6 +49,7 @@ class PureOptimizer(torch.optim.Optimizer):
         optimizer: any pure optimizer.
         compile: compile the update by :func:`torch.compile`: ``True`` for inductor, or the name of another backend. If
             another set of gradients is ``None``, the update is recompiled.
+        state: where to start: a state of ``optimizer`` over a dict of these names, as of :func:`train`. It is copied.
 
     Groups: there is one, or one for each part of a :func:`partition`, in the order of its labels. Several groups in
     ``params`` become the parts of a partition, each with ``optimizer`` as its rule. A rule over all parameters
@@ -86,7 +88,9 @@ class PureOptimizer(torch.optim.Optimizer):
     """
 
     @explained("the optimizer goes second: PureOptimizer(model.named_parameters(), hft.adam(lr=1e-3))")
-    def __init__(self, params: Any, optimizer: Optimizer, *, compile: Compile = False) -> None:
+    def __init__(
+        self, params: Any, optimizer: Optimizer, *, compile: Compile = False, state: State | None = None
+    ) -> None:
         check_optimizer("optimizer", optimizer)
         check_compile(compile)
         super().__init__(params, {})
@@ -114,6 +118,12 @@ class PureOptimizer(torch.optim.Optimizer):
             else self._optimizer.update
         )
         self._seen: tuple[Any, Any] | None = None  # entries of ``state``, and the tree that they are
+        if state is not None:
+            weights, hparams = self._weights(), self._given()
+            filled = _filled(self._optimizer.init(weights, hparams), dict(tree.named(state)), weights, "state")
+            self._start(hparams)
+            self._keep(copied(filled))
+            self._report()
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
@@ -223,6 +233,15 @@ class PureOptimizer(torch.optim.Optimizer):
             self._seen = (found, _filled(template, dict(found), weights))
         return self._seen[1]
 
+    def pure_state(self) -> Any:
+        """A copy of the state, as that of the pure optimizer over a dict of the parameters by name."""
+        return copied(self._tree(self._weights(), self._given()))
+
+    def _start(self, hparams: Any) -> None:
+        if self._tuned:
+            values = flat(hparams)
+            self._state[_STARTING] = {".".join(path): copied(x) for path, x in values if path in self._tuned}
+
     def _keep(self, state: Any) -> None:
         found = dict(tree.named(state))
         self._state[_STATE], self._seen = found, (found, state)
@@ -245,10 +264,9 @@ class PureOptimizer(torch.optim.Optimizer):
         if all(g is None for g in grads.values()):
             return loss
         weights, hparams = self._weights(), self._given()
-        starting = None if self._started else flat(hparams)
         new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
-        if self._tuned and starting is not None:
-            self._state[_STARTING] = {".".join(path): copied(x) for path, x in starting if path in self._tuned}
+        if not self._started:
+            self._start(hparams)
         self._keep(tree.unshared(state, (weights, grads, hparams)))  # step, zero_grad and schedulers write into these
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
@@ -260,7 +278,10 @@ class PureOptimizer(torch.optim.Optimizer):
         tuned = self._present()
         for group, key, path in self._places():
             if path in tuned:
-                group[key] = copied(tuned[path])
+                value = tuned[path]
+                if all(x.is_cpu for x in tree.leaves(value)) and not equal(group[key], value):
+                    warn_of_nan({key: value})
+                group[key] = copied(value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with the same arguments. It is checked first, so an error changes nothing."""
@@ -289,13 +310,28 @@ class PureOptimizer(torch.optim.Optimizer):
             what = what if others or missing else f"has {len(groups)} groups, here are {len(self.param_groups)}"
             raise ValueError(f"the checkpoint {what}: it is of another optimizer; load it into one that was made alike")
         found = state.get(_STATE)
+        if found is not None and not isinstance(found, Mapping):
+            raise ValueError(f"the checkpoint's state['pure'] must be a dict by path, got {shown(found)}; {PURE_STATE}")
         if found:
             weights = self._weights()
             _filled(self._optimizer.init(weights, self._optimizer.hparams), dict(found), weights)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if name in _OWN}
-        return {**super().__getstate__(), **own}
+        return {"_copied": _Copied(), **super().__getstate__(), **own}
+
+
+class _Copied:
+    """The first of what is pickled: pickle cannot take the functions inside functions of a pure optimizer."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Copied:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a PureOptimizer cannot be pickled, nor sent to another process, since its rule is made of functions: send "
+            "its state_dict(), build the optimizer anew there, and load_state_dict()"
+        )
 
 
 _OWN = ("_names", "_optimizer", "_keys", "_tuned", "_update", "_seen")
@@ -332,7 +368,7 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
     return parted
 
 
-def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor], source: str = "checkpoint") -> Any:
     """A state like ``template``, its dtypes and devices too, with the entries of a checkpoint by path.
 
     One entry may stand for several there: a count of steps, once a gradient was ``None``, is one for each parameter.
@@ -343,13 +379,17 @@ def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) ->
         whole = path in found
         several = {} if whole else {name: found.pop(f"{path}.{name}") for name in weights if f"{path}.{name}" in found}
         if not whole and not several:
-            raise ValueError(f"the checkpoint has no {path!r}: it is of another optimizer, or of other parameters")
+            other = next((name for name in found if name.startswith(path.partition(".")[0])), None)
+            hint = f" or has other names of them, as in {other!r}" if other else ""
+            raise ValueError(f"the {source} has no {path!r}: it is of another optimizer or other parameters,{hint}")
         value = found.pop(path) if whole else several
+        if isinstance(value, (int, float)):
+            value = torch.as_tensor(value)
         if isinstance(value, Tensor) and value.shape != leaf.shape:
             raise ValueError(
-                f"{path!r} has the shape {tuple(value.shape)} in the checkpoint, and {tuple(leaf.shape)} here"
+                f"{path!r} has the shape {tuple(value.shape)} in the {source}, and {tuple(leaf.shape)} here"
             )
         values.append(tree.map_tree(lambda x, leaf=leaf: x.to(leaf) if isinstance(x, Tensor) else x, value))
     if found:
-        raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
+        raise ValueError(f"the {source} has entries {few(list(found))} that this optimizer has not")
     return rebuild(values)

@@ -41,7 +41,7 @@ def closed_form(l2=0.1, damping=0.0):
 SOLVERS = pytest.mark.parametrize(("solver", "iterations"), [("neumann", 100), ("cg", 3)])
 
 
-@SOLVERS
+@pytest.mark.parametrize(("solver", "iterations"), [("neumann", 100), ("cg", 3), ("dense", 1)])
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 def test_implicit_of_one_batch_is_the_closed_form(solver, iterations, damping):
     got = implicit(hft.Implicit(solver, iterations, damping=damping))[1]
