@@ -126,6 +126,8 @@ def derive(problem: Problem, mode: str, strategy: Any) -> None:
 
 MLP = next(p for p in PROBLEMS if p.name == "mlp")
 every_strategy = pytest.mark.parametrize("strategy", EXACT)
+#: Params that require grad get no derivative of a strategy that starts from a constant, which says so.
+told = pytest.mark.filterwarnings("ignore:params require grad, and this:UserWarning")
 in_parts = pytest.mark.parametrize("part", range(4), ids=["hparams", "params", "state", "batches"])
 
 
@@ -392,6 +394,7 @@ def leaf_gradient(f: Any) -> Any:
     return eager
 
 
+@told
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_truncation(last):
     """The last steps by hand, from where they begin, which is a constant in derivatives of any order."""
@@ -529,6 +532,7 @@ every_place = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 something_asks = pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
 
 
+@told
 @every_place
 @something_asks
 @pytest.mark.parametrize("strategy", [name for name in ALL if ALL[name] not in OWNED])
@@ -539,6 +543,7 @@ def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, asks, p
         line(hft.train(opt, loss, w, DATA, strategy=ALL[strategy]).params, W).backward()
 
 
+@told
 @every_place
 @something_asks
 @pytest.mark.parametrize("strategy", OWNED, ids=repr)
