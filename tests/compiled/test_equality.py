@@ -113,3 +113,19 @@ def test_without_a_derivative_training_runs_by_the_program_too(name: str, progra
     )
     assert largest_difference(tuple(got), tuple(want)) <= CLOSE
     assert Counter(programs) == {"training": 2}  # of 5 steps each: their points are dropped
+
+
+@every_strategy
+def test_buffers_of_a_module_go_from_step_to_step(name: str, programs: list[str]):
+    kind, eager = PAIRS[name]
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).double()
+    train_loss = hft.of_module(net, lambda m, x: m(x).square().mean())
+    params, found = dict(net.named_parameters()), []
+    for strategy in (kind(compile=CHEAP), eager):
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        run = hft.train(hft.sgd(), train_loss, params, batches(4), hparams={"lr": lr}, strategy=strategy)
+        (slope,) = torch.autograd.grad(sum(p.square().sum() for p in run.params.values()), lr)
+        found.append((slope, dict(run.buffers)))
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-14)
+    assert Counter(programs) == RAN[name]

@@ -163,6 +163,20 @@ def test_implicit_takes_buffers_for_constants():
     assert found[0][2][1].buffers["0.num_batches_tracked"] == 200
 
 
+def test_a_count_does_not_hide_that_a_training_has_not_converged():
+    net = nn.BatchNorm1d(3).to(F64)
+    loss = hft.of_module(net, fit_scaled, buffers={"num_batches_tracked": torch.tensor(10**6)})
+    with pytest.warns(UserWarning, match="Implicit: training has not converged"):
+        hft.hypergradient(
+            hft.sgd(lr=0.01), loss, lambda p: p["bias"].sum(), named(net), data(1) * 20, "loss",
+            hparams={"loss": torch.tensor(0.5, dtype=F64)}, strategy=hft.Implicit(iterations=1, tolerance=2.0),
+        )  # fmt: skip
+
+
+def fit_scaled(m, batch, h):
+    return (m(batch[0]) - 1).square().mean() + h * m.bias.square().sum()
+
+
 @pytest.mark.filterwarnings("ignore:ZeroOrder trains its samples one after the other")
 def test_zero_order_hands_buffers_on():
     net = network()
