@@ -25,6 +25,8 @@ from .hyper import data_parallel as data_parallel
 from .hyper import estimate as estimate
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
+from .hyper import remat as remat
+from .hyper import remat_layers as remat_layers
 from .hyper import tpgm as tpgm
 from .hyper import tpgm_radius as tpgm_radius
 from .hyper import train as train

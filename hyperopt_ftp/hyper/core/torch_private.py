@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -18,6 +19,11 @@ def under_transform() -> bool:
 def kinds_of_transforms() -> list[Any]:
     """Of those that are active, the outermost first."""
     return [level.key() for level in _functorch.get_interpreter_stack() or []]
+
+
+def outside_transforms() -> Any:
+    """A context in which plain tensors are computed with as if no transform were active."""
+    return temporarily_clear_interpreter_stack()
 
 
 def keeps_graph() -> bool:
