@@ -103,9 +103,10 @@ class refuse_other_weights(TorchDispatchMode):  # a context manager
             if isinstance(x, torch.nn.Parameter) and x.requires_grad and id(x) not in self._known:
                 raise RuntimeError(
                     "train_loss checkpoints activations inside a module that functional_call has given other params: "
-                    f"its backward pass would use the module's own (one of shape {tuple(x.shape)}). Put "
-                    "functional_call inside the checkpoint: checkpoint(lambda p, x: functional_call(block, p, (x,)), "
-                    "params, x)"
+                    f"its backward pass would use the module's own (one of shape {tuple(x.shape)}). Switch it off "
+                    "(gradient_checkpointing_disable()), and take hft.remat_layers(net, pattern), which saves memory "
+                    "of second derivatives too; or put functional_call inside the checkpoint: checkpoint(lambda p, x: "
+                    "functional_call(block, p, (x,)), params, x)"
                 )
         return func(*args, **(kwargs or {}))
 
