@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch.autograd import Function, forward_ad
 
 from ..core.graph import stand_in
 from ..core.leaves import OptionalTensors
-from ..core.torch_private import outside_transforms, under_transform
+from ..core.torch_private import is_batched, outside_transforms, under_transform
 from .layer_call import LayerCall, Moment, call_of
 
 T = TypeVar("T")
@@ -88,11 +87,11 @@ class RematLayer(Function):
 
     @staticmethod
     def backward(ctx: Any, *vs: Tensor | None) -> tuple[Any, ...]:
-        xs, need = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if not under_transform():
+        _refuse_old_vmap(vs)
+        xs, need, further = ctx.saved_tensors, ctx.needs_input_grad[1:], torch.is_grad_enabled()
+        if further and not under_transform():
             return (None, *RematBackward.apply(ctx.call, need, *xs, *vs))
-        further = torch.is_grad_enabled()  # by vmap over cotangents, in a graph from outside
-        with outside_transforms():
+        with outside_transforms():  # which go over cotangents, in a graph from outside
             at = _aliases(xs) if further else _stand_ins(xs, need)
             ys = ctx.call.again(at)
         return (None, *_pull(ys, vs, at, need, create_graph=further))
@@ -109,15 +108,15 @@ class RematBackward(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*xs, *(v for v in vs if v is not None))
         at = _stand_ins(xs, need)
-        ys = call.again(at, twice=any(ctx.needs_input_grad))
-        return tuple(_pull(ys, vs, at, need))
+        return tuple(_pull(call.again(at, twice=True), vs, at, need))
 
     @staticmethod
     def backward(ctx: Any, *us: Tensor | None) -> tuple[Any, ...]:
+        _refuse_old_vmap(us)
         count, further = len(ctx.need), torch.is_grad_enabled()
         saved, asked = ctx.saved_tensors, ctx.needs_input_grad[2:]
         asked_v = [a for a, there in zip(asked[count:], ctx.given, strict=True) if there]
-        with outside_transforms() if under_transform() else nullcontext(), torch.enable_grad():
+        with outside_transforms(), torch.enable_grad():
             if further:  # on the tensors as they are: a derivative goes on from them
                 at, vs = _aliases(saved[:count]), _aliases(saved[count:])
             else:
@@ -128,6 +127,14 @@ class RematBackward(Function):
         found = _pull(grads, us, [*at, *vs], [*asked[:count], *asked_v], create_graph=further)
         rest = iter(found[count:])
         return (None, None, *found[:count], *(next(rest) if there else None for there in ctx.given))
+
+
+def _refuse_old_vmap(cotangents: Sequence[Tensor | None]) -> None:
+    if not under_transform() and any(v is not None and is_batched(v) for v in cotangents):
+        raise RuntimeError(
+            "hft.remat: several cotangents at once by is_grads_batched (as of torch.autograd.functional with "
+            "vectorize=True) cannot be taken; take torch.func.vmap over torch.autograd.grad, or one after the other"
+        )
 
 
 def _aliases(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -22,8 +22,9 @@ def remat_layers(net: nn.Module, pattern: str) -> list[str]:
     Args:
         net: a module, such as a model of Hugging Face or timm.
         pattern: of names in ``net.named_modules()``: a name, or one that they lie under, or a glob pattern
-            (``"encoder.layer.*"``, ``"blocks"``), where ``*`` matches dots too. A list of modules stands for its
-            entries. Of modules within each other the outer one is taken.
+            (``"encoder.layer.*"``, ``"blocks.*"``), where ``*`` matches dots too. Of modules within each other the
+            outer one is taken that can be called: a list of modules stands for its entries, an ``nn.Sequential`` for
+            itself.
 
     Returns:
         The names of the modules.
