@@ -45,7 +45,10 @@ def pull(
         if text is None:
             raise
         raise RuntimeError(text) from error
-    return list(found) if scale is None else [None if x is None else tree.working(x) / scale.to(x) for x in found]
+    found = list(found)
+    for i, x in enumerate(found if scale is not None else ()):  # each in the place of its own
+        found[i] = None if x is None else tree.working(x) / scale.to(x)
+    return found
 
 
 def pull_columns(
