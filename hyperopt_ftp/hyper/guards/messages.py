@@ -26,7 +26,7 @@ LOSSES = LOSS._replace(name="train_loss or the outer loss")
 LAYER = Subject(
     "the layer in hft.remat",
     "and would write again each time that it is computed again. Put modules that keep statistics (BatchNorm) into eval "
-    "mode, make BatchNorm keep none by torch.func.replace_all_batch_norm_modules_(net), or take such layers out of remat",
+    "mode, make BatchNorm keep none by torch.func.replace_all_batch_norm_modules_(net), or leave such layers out",
 )
 UPDATE = Subject(
     "the optimizer",

@@ -92,8 +92,8 @@ class LayerCall:
         if seen.has_hooks:
             raise RuntimeError(
                 f"{LAYER.name} puts hooks on saved tensors itself, as torch.utils.checkpoint and "
-                "gradient_checkpointing_enable() do, which saves nothing of a second derivative; leave them out, or put "
-                "an hft.remat there"
+                "gradient_checkpointing_enable() do, which saves nothing of a second derivative; leave them out, or "
+                "take hft.remat there too"
             )
         _refuse_objects(self._given.leaves)  # what the layer has put into them
         _refuse_captured(found, tensors)
@@ -179,8 +179,8 @@ def _refuse_others(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
     same = [torch.isclose(x, y, rtol=torch.finfo(x.dtype).eps ** 0.75, atol=0.0, equal_nan=True) for x, y in pairs]
     if same and not bool(torch.stack([x.to(same[0].device) for x in same]).all()):  # read once for all
         raise RuntimeError(
-            f"{LAYER.name} gives another result when it is computed again, so its derivative would be wrong. It must be "
-            "the same function of its arguments each time: torch's default random generators are restored, but not a "
-            "torch.Generator of its own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() "
-            "of a module before the backward pass). Draw such numbers beforehand and pass them as arguments"
+            f"{LAYER.name} gives another result when it is computed again, so its derivative would be wrong. It must "
+            "be the same function of its arguments each time: torch's default random generators are restored, but not "
+            "a torch.Generator of its own, NumPy's or Python's, nor what is changed outside (a counter; train() or "
+            "eval() of a module before the backward pass). Draw such numbers beforehand and pass them as arguments"
         )

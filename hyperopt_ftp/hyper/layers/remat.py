@@ -1,4 +1,4 @@
-"""A checkpoint that saves memory under second derivatives too: of a layer arguments are kept, and what it makes again."""
+"""A checkpoint that saves memory under second derivatives too: of a layer and its backward pass arguments are kept."""
 
 from __future__ import annotations
 

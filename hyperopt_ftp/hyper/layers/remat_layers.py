@@ -58,7 +58,7 @@ def remat_layers(net: nn.Module, pattern: str) -> list[str]:
         raise no_match("remat_layers:", pattern, [name for name, _ in net.named_modules() if name], "module")
     for name, module in found.items():
         if "forward" in vars(module):
-            raise ValueError(f"the forward of {name or 'the network'} was replaced before, by remat_layers or otherwise")
+            raise ValueError(f"the forward of {name or 'the network'} was replaced before, by remat_layers or others")
     for module in found.values():
         module.forward = MethodType(forward, module)  # of which a copy of the module has its own
     return [*found]

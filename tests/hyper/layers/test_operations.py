@@ -157,7 +157,6 @@ TABLE = [
 ]  # fmt: skip
 
 
-
 def flat(found) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else [x for part in found for x in flat(part)]
 
@@ -181,10 +180,9 @@ def derivatives(call, given) -> list[Tensor]:
 def test_an_operation_has_the_derivatives_of_plain_autograd_or_is_refused_by_both(function, given):
     try:
         plain = derivatives(function, given)
-    except RuntimeError as error:
-        with pytest.raises(RuntimeError) as told:
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
             derivatives(lambda *args: hft.remat(function, *args), given)
-        assert type(told.value) is type(error)
         return
     found = derivatives(lambda *args: hft.remat(function, *args), given)
     assert len(found) == len(plain)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, hessian, jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
@@ -121,9 +120,11 @@ def test_arguments_and_results_are_trees():
     a, b = X.clone().requires_grad_(), X.clone()
     found = hft.remat(layer, {"a": a, "b": b}, 2.0, more=[3])
     plain = layer({"a": a, "b": b}, 2.0, more=[3])
-    assert found["rest"][0] == 3 and found["rest"][2:4] == (None, "name")
+    assert found["rest"][0] == 3
+    assert found["rest"][2:4] == (None, "name")
     for x, y in [(found["sum"], plain["sum"]), *zip(found["rest"][4:], plain["rest"][4:], strict=True)]:
-        assert x.equal(y) and x.requires_grad == y.requires_grad
+        assert x.equal(y)
+        assert x.requires_grad == y.requires_grad
     assert found["rest"][1].equal(plain["rest"][1])
 
 
@@ -185,7 +186,7 @@ def test_nothing_is_kept_where_nothing_is_differentiated():
     assert hft.remat(layer, X).grad_fn is None
     with torch.no_grad():
         hft.remat(layer, X.clone().requires_grad_())
-    assert len(calls) == 2 and not calls[1]
+    assert calls == [True, False]
 
 
 def test_a_plain_gradient_computes_a_layer_twice_and_a_product_thrice():
@@ -193,7 +194,8 @@ def test_a_plain_gradient_computes_a_layer_twice_and_a_product_thrice():
     layer = lambda x: (calls.append(0), x.sin())[1]  # noqa: E731
     x = X.clone().requires_grad_()
     (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x)
-    assert len(calls) == 2 and not g.requires_grad
+    assert len(calls) == 2
+    assert not g.requires_grad
     calls.clear()
     (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x, create_graph=True)
     torch.autograd.grad(g.sum(), x)
@@ -380,9 +382,10 @@ def test_a_hypergradient_in_fewer_bits(dtype, checkpoint):
         assert (x - y).abs() <= 64 * torch.finfo(dtype).eps * y.abs()
 
 
-@pytest.mark.parametrize("how", [hft.Implicit(iterations=5, tolerance=1.0), hft.Implicit("cg", iterations=5, tolerance=1.0)], ids=str)
-def test_implicit(how):
+@pytest.mark.parametrize("solver", ["neumann", "cg"])
+def test_implicit(solver):
     """Without dropout, in a strongly convex problem."""
+    how = hft.Implicit(solver, iterations=5, tolerance=1.0)
 
     def loss(call):
         return lambda w, x, own: (call(w, x) - 1).square().mean() + own * w.square().sum()
@@ -468,15 +471,15 @@ class Box:
 CAPTURED, NORM = real(3).requires_grad_(), nn.BatchNorm1d(3, dtype=f64).requires_grad_(False)
 COUNT, MEAN = torch.zeros(()), torch.zeros(3, dtype=f64)
 REFUSED = [
-    ("captured", lambda w, x: tanh(w, x) + CAPTURED, ValueError, r"shape \(3,\) that requires grad.*no|none of its arg"),
+    ("captured", lambda w, x: tanh(w, x) + CAPTURED, ValueError, r"shape \(3,\).* none of its arguments"),
     ("made of it", lambda w, x: tanh(w, x) + CAPTURED_TWICE, ValueError, r"shape \(3,\) that requires grad"),
     ("BatchNorm", lambda w, x: NORM(x @ w), RuntimeError, "writes in place.*BatchNorm"),
-    ("its statistics", lambda w, x: F.batch_norm(x @ w, MEAN, MEAN + 1, training=True), RuntimeError, "writes in place"),
+    ("statistics", lambda w, x: F.batch_norm(x @ w, MEAN, MEAN + 1, training=True), RuntimeError, "writes in place"),
     ("a counter", lambda w, x: (COUNT.add_(1), x @ w)[1], RuntimeError, "writes in place"),
     ("an argument", lambda w, x: x.relu_() @ w, RuntimeError, "writes in place"),
     ("weights", lambda w, x: x @ w.mul_(2), RuntimeError, "writes in place"),
     ("checkpoint", lambda w, x: checkpoint(tanh, w, x, use_reentrant=False), RuntimeError, "hooks on saved tensors"),
-    ("random", lambda w, x: tanh(w, x) * random.random(), RuntimeError, "gives another result"),  # noqa: S311
+    ("random", lambda w, x: tanh(w, x) * random.random(), RuntimeError, "gives another result"),
     ("once", lambda w, x: Once.apply(x @ w), RuntimeError, r"no second derivative \(Once"),
 ]  # fmt: skip
 CAPTURED_TWICE = 2 * CAPTURED
@@ -488,15 +491,20 @@ def test_it_is_refused(layer, kind, text, strategy):
     def loss(w, x):
         return hft.remat(layer, w, x).square().mean()
 
+    def second():
+        w = W.clone().requires_grad_()
+        (g,) = torch.autograd.grad(loss(w, X.clone()), w, create_graph=True)
+        return torch.autograd.grad(g.sum(), w)
+
+    def trained():
+        hft.hypergradient(hft.sgd(lr=0.1), loss, torch.sum, W, [X.clone()] * 2, over="lr", strategy=strategy)
+
     mean = NORM.running_mean.clone()
     with pytest.raises(kind, match=text):
-        if strategy is None:
-            w = W.clone().requires_grad_()
-            (g,) = torch.autograd.grad(loss(w, X.clone()), w, create_graph=True)
-            torch.autograd.grad(g.sum(), w)
-        else:
-            hft.hypergradient(hft.sgd(lr=0.1), loss, torch.sum, W, [X.clone()] * 2, over="lr", strategy=strategy)
-    assert NORM.running_mean.equal(mean) and COUNT == 0 and not MEAN.any()
+        (trained if strategy else second)()
+    assert NORM.running_mean.equal(mean)
+    assert COUNT == 0
+    assert not MEAN.any()
 
 
 def test_a_function_without_second_derivative_may_have_a_first_one():

@@ -129,7 +129,7 @@ def test_its_own_checkpointing_is_answered_by_a_word(bert):
 def test_a_model_of_timm():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    options = dict(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=2)
+    options = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 2}
     net = timm.models.VisionTransformer(**options).double()
     x, params = torch.randn(2, 3, 8, 8, dtype=torch.float64), [*net.parameters()]
 
