@@ -46,8 +46,9 @@ def pull(
             raise
         raise RuntimeError(text) from error
     found = list(found)
-    for i, x in enumerate(found if scale is not None else ()):  # each in the place of its own
-        found[i] = None if x is None else tree.working(x) / scale.to(x)
+    if scale is not None:
+        for i, x in enumerate(found):  # the narrow one goes when the wide one is there
+            found[i] = None if x is None else tree.working(x) / scale.to(x)
     return found
 
 

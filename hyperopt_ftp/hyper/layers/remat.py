@@ -101,7 +101,7 @@ class RematBackward(Function):
     """The backward pass of a layer as a node, which keeps arguments and cotangents."""
 
     @staticmethod
-    def forward(ctx: Any, call: LayerCall, need: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, call: LayerCall, need: Sequence[bool], *tensors: Any) -> tuple[Tensor | None, ...]:
         count = len(need)
         xs, vs = tensors[:count], tensors[count:]
         ctx.call, ctx.need, ctx.given, ctx.begin = call, need, [v is not None for v in vs], Moment.now()
