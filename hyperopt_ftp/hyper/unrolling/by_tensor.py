@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,27 +42,41 @@ def back_by_tensor(
     rule: Any = entry_rule(optimizer.update)
     ws, rebuild = tree.flatten(params)
     names, count = [name for name in rule.kind._fields if name in rule.keeps], len(ws)
+    step = getattr(state, "step", None)
     gs, moments = rebuild.aligned(grads, "grads"), [rebuild.aligned(getattr(state, name), "state") for name in names]
     columns = [[x] * count if is_scalar(x) else for_each(x, params) for x in rule.flat(hparams)]
-    bar_g: OptionalTensors = []
-    bar_p: OptionalTensors = []
-    bar_s: list[OptionalTensors] = [[] for _ in names]
+    bars: list[OptionalTensors] = [[] for _ in range(2 + len(names))]
     bar_h: OptionalTensors = [None] * len(knobs)
     for i in range(count):
-        g, w, *own = [tree.working(x.detach()).requires_grad_() for x in (gs[i], ws[i], *(m[i] for m in moments))]
-        before = rule.filled({name: [x] for name, x in zip(names, own, strict=True)}, getattr(state, "step", None))
-        with torch.enable_grad():
-            new, after = optimizer.update([g], before, [w], rule.by_name([column[i] for column in columns]))
-        places = range(i, count * len(names), count)
-        cotangents = [back_p[i], *(back_s[j] for j in places)]
+        places, numbers = range(i, count * len(names), count), [column[i] for column in columns]
+        given, cotangents = [gs[i], ws[i], *(m[i] for m in moments)], [back_p[i], *(back_s[j] for j in places)]
         back_p[i] = None
         for j in places:
             back_s[j] = None
-        outputs = [*new, *(getattr(after, name)[0] for name in names)]
-        (more_g,), (more_p,), more_s, more_h = pull_columns(outputs, cotangents, [[g], [w], own, knobs])
-        bar_g.append(more_g)
-        bar_p.append(more_p)
-        for column, x in zip(bar_s, more_s, strict=True):
-            column.append(x)
-        bar_h = added(bar_h, more_h)
-    return bar_g, bar_p, [x for column in bar_s for x in column], bar_h
+        parts: list[OptionalTensors] = []
+        for piece, of_piece in _pieces(given, cotangents, all(map(is_scalar, numbers))):
+            g, w, *own = at = [tree.working(x.detach()).requires_grad_() for x in piece]
+            before = rule.filled({name: [x] for name, x in zip(names, own, strict=True)}, step)
+            with torch.enable_grad():
+                new, after = optimizer.update([g], before, [w], rule.by_name(numbers))
+            outputs = [*new, *(getattr(after, name)[0] for name in names)]
+            found, more_h = pull_columns(outputs, of_piece, [at, knobs])
+            parts.append(found)
+            bar_h = added(bar_h, more_h)
+        for bar, column in zip(bars, zip(*parts, strict=True), strict=True):
+            whole = column[0] if len(column) == 1 or column[0] is None else torch.cat(column).view(ws[i].shape)
+            bar.append(whole)
+    return bars[0], bars[1], [x for bar in bars[2:] for x in bar], bar_h
+
+
+def _pieces(
+    given: list[Tensor], cotangents: OptionalTensors, divisible: bool
+) -> Iterator[tuple[list[Tensor], OptionalTensors]]:
+    """Of a large tensor so many entries at once: the table of an embedding may be half of all weights."""
+    if not divisible or given[0].numel() <= MOST:
+        yield given, cotangents
+        return
+    rows = [[None] if x is None else x.reshape(-1).split(MOST) for x in (*given, *cotangents)]
+    for k in range(len(rows[0])):
+        piece = [row[0] if row[0] is None else row[k] for row in rows]
+        yield [x for x in piece[: len(given)] if x is not None], piece[len(given) :]

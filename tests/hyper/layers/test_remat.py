@@ -278,6 +278,16 @@ def test_forward_mode_of_autograd_calls_the_layer_as_it_is():
     assert_close([found], [jvp(lambda w: tanh(w, X), (W,), (W.mT,))[1]])
 
 
+def test_attention_goes_by_its_formula_where_no_training_says_so():
+    """The fused kernels have no second derivative."""
+    q, k, v = given = [real(2, 2, 3, 4, seed=i) for i in range(3)]
+    call = F.scaled_dot_product_attention
+    with pytest.raises(RuntimeError, match="not implemented"):
+        product(call, *given)
+    scores = lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v  # noqa: E731
+    assert_close(product(lambda *given: hft.remat(call, *given), q, k, v), product(scores, q, k, v))
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_several_cotangents_at_once(create_graph):
     """By vmap in a graph from outside: of the first gradient, and of the second."""
