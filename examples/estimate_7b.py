@@ -1,7 +1,7 @@
 """Hypergradients of a decoder with 7 billion weights, on paper. Run: python -m examples.estimate_7b
 
 Eight GPUs of 80 GB train data-parallel for eight steps of AdamW, in bfloat16 with float32 moments, one sequence of 512
-tokens each, activations checkpointed layer by layer. How much does a derivative in the learning rate take on each GPU?
+tokens each, each layer through hft.remat. How much does a derivative in the learning rate take on each GPU?
 The weights are on the meta device, so nothing is computed. All layers are alike, so 32 are extrapolated from two and
 three. "sharded" is the share of a GPU if everything were divided equally among the eight.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -51,7 +50,7 @@ def loss(p: dict[str, Any], batch: tuple[Tensor, Tensor], h: dict[str, Tensor]) 
     tokens, shares = batch
     x = p["embed"][tokens[:, :-1]]
     for layer in p["layers"]:
-        x = checkpoint(block, layer, x, use_reentrant=False)
+        x = hft.remat(block, layer, x)
     logits = F.rms_norm(x, (WIDTH,), p["norm"]) @ p["head"].T
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()) * (h["sources"] * shares).sum()
 

@@ -30,6 +30,8 @@ from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
 from .hyper import load as load
 from .hyper import of_module as of_module
+from .hyper import remat as remat
+from .hyper import remat_layers as remat_layers
 from .hyper import root as root
 from .hyper import steps as steps
 from .hyper import tpgm as tpgm

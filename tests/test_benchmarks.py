@@ -21,6 +21,7 @@ from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of
 from benchmarks.hypergradient.problems import PROBLEMS
 from benchmarks.hypergradient.processes import off, worker
 from benchmarks.hypergradient.reference import distance, reference
+from benchmarks.large import product
 from benchmarks.large.contenders import CONTENDERS as LARGE
 from benchmarks.large.contenders import PLAIN, by_library
 from benchmarks.large.contenders import by_hand as by_plain_loop
@@ -238,6 +239,24 @@ def test_hypergradient_is_that_of_the_plain_loop(strategy, training, again):
     for kind, value in expected.items():
         assert value.abs().min() > 0
         torch.testing.assert_close(found[kind], value, rtol=1e-8, atol=1e-9 * float(value.abs().max()))
+
+
+def test_so_it_is_with_layers_that_are_recomputed():
+    torch.manual_seed(1)
+    net, data = tiny(True)
+    hft.remat_layers(net, "layers.*")
+    found = by_library(net, data, hft.Unroll(checkpoint="sqrt"))()
+    for kind, value in right(True).items():
+        torch.testing.assert_close(found[kind], value, rtol=1e-8, atol=1e-9 * float(value.abs().max()))
+
+
+def test_a_product_of_recomputed_layers_is_measured(tmp_path):
+    rows = {kind: product.measured("deep", kind, 1, 64, by_allocator=True) for kind in product.KINDS}
+    assert rows["today"]["bytes"] > 1.3 * rows["remat"]["bytes"]
+    both = {k: {"resident": row["bytes"], "allocated": row["bytes"], "seconds": 1.0} for k, row in rows.items()}
+    product.draw({"64": both}, "deep", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert "| 64 | " in product.table({"64": both})
 
 
 def test_dropout_counts():

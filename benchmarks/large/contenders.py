@@ -102,6 +102,7 @@ class Contender(NamedTuple):
     strategy: hft.Unroll | None
     again: bool = False  # activations a second time
     narrow: bool = False  # in bfloat16
+    remat: bool = False  # layers through hft.remat
 
 
 _SQRT = hft.Unroll(checkpoint="sqrt")
@@ -114,12 +115,17 @@ CONTENDERS = {
     "Unroll(sqrt, offload)": Contender(hft.Unroll(checkpoint="sqrt", offload=True)),
     "Unroll(sqrt), activations again": Contender(_SQRT, again=True),
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),
+    "Unroll(sqrt), remat": Contender(_SQRT, remat=True),
+    "Unroll(log), remat": Contender(hft.Unroll(checkpoint="log"), remat=True),
+    "Unroll(auto), remat": Contender(hft.Unroll(memory=1), remat=True),
 }
 
 
 def call_of(name: str, net: Encoder, data: Data, memory: int) -> Callable[[], dict[str, Tensor]]:
     """A call that gives the hypergradient, by kinds of numbers; ``memory``: the bytes that "Unroll(auto)" may keep."""
-    strategy, again, narrow = CONTENDERS[name]
+    strategy, again, narrow, remat = CONTENDERS[name]
+    if remat and "forward" not in vars(net.layers[0]):
+        hft.remat_layers(net, "layers.*")
     if strategy is None:
         return by_hand(net, data, again=again, narrow=narrow)
     strategy = replace(strategy, memory=memory) if strategy.memory else strategy

@@ -14,6 +14,8 @@ from .cost.estimate import Estimate as Estimate
 from .cost.estimate import estimate as estimate
 from .distributed.data_parallel import data_parallel as data_parallel
 from .hypergradient import hypergradient as hypergradient
+from .layers.remat import remat as remat
+from .layers.remat_layers import remat_layers as remat_layers
 from .loops.bilevel import BilevelState as BilevelState
 from .loops.bilevel import Record as Record
 from .loops.bilevel import bilevel as bilevel

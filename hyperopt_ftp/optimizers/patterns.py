@@ -23,10 +23,10 @@ def matcher(entry: str) -> Callable[[str], bool]:
     return lambda path: entry in ("", path) or path.startswith(f"{entry}.") or pattern(path) is not None
 
 
-def no_match(what: str, entry: str, paths: Sequence[str]) -> ValueError:
-    """The error of an entry that names no parameter."""
+def no_match(what: str, entry: str, paths: Sequence[str], kind: str = "parameter") -> ValueError:
+    """The error of an entry that names no parameter, or nothing of another kind."""
     prefixes = (path[:i] for path in paths for i, letter in enumerate(path) if letter == ".")
     known = list(dict.fromkeys([*prefixes, *paths]))
     close = get_close_matches(entry.removesuffix("*").removesuffix("."), known, n=1)
     meant = f"; did you mean {close[0]!r}?" if close else ""
-    return ValueError(f"{what} {entry!r} matches no parameter; they are {few(list(paths))}{meant}")
+    return ValueError(f"{what} {entry!r} matches no {kind}; they are {few(list(paths))}{meant}")

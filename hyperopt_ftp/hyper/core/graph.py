@@ -7,6 +7,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -56,8 +57,8 @@ _NODE = itemgetter(0)  # of a pair with the number of its input
 
 def made_from(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that graphs end in: those that were given, and other leaves; for a leaf, itself."""
-    leaves = [x for x in tensors if x.grad_fn is None and x.requires_grad]
-    return leaves + ends_below([x.grad_fn for x in tensors], given)
+    ends = [_behind(x, given) for x in tensors if x.requires_grad]
+    return [x for x in ends if x.grad_fn is None] + ends_below([x.grad_fn for x in ends], given)
 
 
 def ends_below(nodes: Sequence[Node | None], given: Sequence[Tensor]) -> list[Tensor]:
@@ -74,5 +75,25 @@ def ends_below(nodes: Sequence[Node | None], given: Sequence[Tensor]) -> list[Te
         elif below := node.next_functions:
             stack += map(_NODE, below)
         elif isinstance(leaf := getattr(node, "variable", None), Tensor):  # which a node would accumulate a gradient in
-            found.append(leaf)
+            leaf = leaf if getattr(leaf, _SOURCE, None) is None else _behind(leaf, given)
+            found.append(leaf) if leaf.grad_fn is None else stack.append(leaf.grad_fn)
     return found
+
+
+#: The attribute of a leaf that says in whose place it is.
+_SOURCE = "_hyperopt_ftp_source"
+
+
+def stand_in(x: Tensor) -> Tensor:
+    """A leaf in the place of a tensor, for a graph of its own, which is known to be made of that one."""
+    with torch._C.DisableTorchFunction():  # nobody's code lets it require grad
+        leaf = x.detach().requires_grad_()
+    setattr(leaf, _SOURCE, x)
+    return leaf
+
+
+def _behind(x: Tensor, given: Sequence[Tensor]) -> Tensor:
+    """The tensor that a leaf stands for, unless the leaf itself was given."""
+    while (source := getattr(x, _SOURCE, None)) is not None and not any(x is y for y in given):
+        x = source
+    return x

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -27,6 +28,11 @@ def refuse_forward_twice(name: str) -> None:
             f"{name} under two forward transforms (torch.func.jvp, jacfwd): torch loses the second derivative of an "
             "autograd.Function there; take a reverse one for the inner or the outer one: torch.func.hessian, jacrev"
         )
+
+
+def outside_transforms() -> Any:
+    """A context in which plain tensors are computed with as if no transform were active."""
+    return temporarily_clear_interpreter_stack()
 
 
 def keeps_graph() -> bool:

@@ -45,7 +45,11 @@ def pull(
         if text is None:
             raise
         raise RuntimeError(text) from error
-    return list(found) if scale is None else [None if x is None else tree.working(x) / scale.to(x) for x in found]
+    found = list(found)
+    if scale is not None:
+        for i, x in enumerate(found):  # the narrow one goes when the wide one is there
+            found[i] = None if x is None else tree.working(x) / scale.to(x)
+    return found
 
 
 def pull_columns(

@@ -80,6 +80,11 @@ def refuse_own_backwards(loss: Tensor) -> None:
     for node in nodes_below(loss.grad_fn):
         if isinstance(node, BackwardCFunction):
             name = type(node).__name__.removesuffix("Backward")
+            if name == "RematLayer":
+                raise RuntimeError(
+                    "a step with hft.remat in it cannot be compiled: what a program keeps of a layer is for the "
+                    "compiler to choose; leave out hft.remat (after remat_layers: del layer.forward), or compile=True"
+                )
             raise RuntimeError(
                 f"a step cannot be compiled: train_loss goes through {name}, a torch.autograd.Function, whose backward "
                 "torch.compile would not differentiate, or not even call. Write it in operations of torch (a "

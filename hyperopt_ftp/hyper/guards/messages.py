@@ -26,6 +26,11 @@ LOSS = Subject(
     "over the steps is that of train(...).losses",
 )
 LOSSES = LOSS._replace(name="train_loss or the outer loss")
+LAYER = Subject(
+    "the layer in hft.remat",
+    "and would write again each time that it is computed again. Put modules that keep statistics (BatchNorm) into eval "
+    "mode, make BatchNorm keep none by torch.func.replace_all_batch_norm_modules_(net), or leave such layers out",
+)
 UPDATE = Subject(
     "the optimizer",
     "and the step before it, or the same step computed again, would read what was written. Return new tensors: "

@@ -13,9 +13,10 @@ from ...dtensors import local
 from ...types import Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, added, detached_leaves, floats
-from ..core.problem import Gradient, InnerProblem
+from ..core.problem import Gradient, InnerProblem, without_loss
 from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, refuse_other_updates
 from ..core.vjp import pull_columns
+from .by_tensor import acts_by_tensor, back_by_tensor
 from .points import Checkpoints
 
 #: Bytes of the graphs that are kept unasked.
@@ -116,7 +117,7 @@ class EagerSteps:
         Args:
             k: the step.
             points: where steps began.
-            back_p, back_s: adjoints after it.
+            back_p, back_s: adjoints after it, which may be dropped from these lists.
 
         Returns:
             Adjoints before it, and what is added to the cotangents of knobs and of its batch.
@@ -127,6 +128,8 @@ class EagerSteps:
 
         def again() -> tuple[Gradient, list[Tensor], list[list[Tensor]], list[Tensor]]:
             found, leaves = kept[:2] if kept else self._gradient(self._problem.unguarded, k, point.params, graph=True)
+            if by_tensor:
+                return found, leaves, [], []
             g, grads = detached_leaves(found.rebuild(found.grads), wide=True)
             p, params = detached_leaves(point.params, wide=True)
             s, state = detached_leaves(point.state, wide=True)
@@ -134,13 +137,23 @@ class EagerSteps:
                 new = self._problem.update(grads, state, params, self._hparams)
             return found, leaves, [g, p, s, self._knobs], floats(new)
 
+        optimizer = self._problem.optimizer
+        by_tensor = acts_by_tensor(optimizer, point.params, point.state)
         found, leaves, inputs, outputs = self._replay.run(kept.rng if kept else point.rng, again)
         self._note(k, found)
-        bar_g, bar_p, bar_s, bar_h = pull_columns(outputs, [*back_p, *back_s], inputs)
+        if by_tensor:
+            grads, own = found.rebuild(found.grads), without_loss(self._hparams)
+            bar_g, bar_p, bar_s, bar_h = back_by_tensor(
+                optimizer, grads, point.state, point.params, own, self._knobs, back_p, back_s
+            )
+        else:
+            bar_g, bar_p, bar_s, bar_h = pull_columns(outputs, [*back_p, *back_s], inputs)
         del inputs, outputs  # before the peak
         columns = [found.params, self._knobs, leaves]
         more_p, more_h, bar_b = pull_columns(found.grads, bar_g, columns, self._retains and kept is not None)
-        return added(bar_p, more_p), bar_s, added(bar_h, more_h), bar_b
+        for i, x in enumerate(more_p):  # of each but one at once, where there are many weights
+            bar_p[i], more_p[i] = added([bar_p[i]], [x])[0], None
+        return bar_p, bar_s, added(bar_h, more_h), bar_b
 
     def compare(self) -> None:
         """Raise if a step that was made again is another one than it was."""

@@ -1,0 +1,1 @@
+"""Layers of a network that are computed again where a derivative of them is taken."""

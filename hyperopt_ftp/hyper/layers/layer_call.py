@@ -1,0 +1,186 @@
+"""A call of a layer as a function of tensors alone, which can be made again; what would make it another is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from ...hparams import concrete
+from ..core.graph import nodes_below
+from ..core.replay import Replay, RngState
+from ..core.second_order import twice_differentiable
+from ..guards.graphs import refuse_once_differentiable
+from ..guards.messages import LAYER, Captured, writes
+from ..guards.operations import watched_operations
+
+T = TypeVar("T")
+
+#: What holds no tensor of its own, or, as a module, those that a walk of the graph finds.
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, nn.Module, FunctionType, type)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Random state and autocast at some point, for what begins there again."""
+
+    replay: Replay
+    rng: RngState
+
+    @classmethod
+    def now(cls) -> Moment:
+        replay = Replay()
+        return cls(replay, replay.now())
+
+    def run(self, function: Callable[[], T]) -> T:
+        return self.replay.run(self.rng, function)
+
+
+def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCall, list[Tensor]]:
+    """``layer(*args, **kwargs)`` as a function of tensors; and these, among them those of a module."""
+    owner = layer.__self__ if isinstance(layer, MethodType) else layer
+    owner = owner if isinstance(owner, nn.Module) else None
+    own = {} if owner is None else {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
+    leaves, spec = pytree.tree_flatten((own, args, kwargs))
+    _refuse_objects(leaves)
+    return LayerCall(layer, owner, _Tree.of(leaves, spec)), [x for x in leaves if isinstance(x, Tensor)]
+
+
+class _Tree(NamedTuple):
+    """A tree without its tensors."""
+
+    leaves: list[Any]
+    places: list[int]  # of the tensors
+    spec: Any
+
+    @classmethod
+    def of(cls, leaves: Sequence[Any], spec: Any) -> _Tree:
+        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        return cls([None if isinstance(x, Tensor) else x for x in leaves], places, spec)
+
+    def filled(self, tensors: Sequence[Tensor]) -> Any:
+        leaves = self.leaves.copy()
+        for i, x in zip(self.places, tensors, strict=True):
+            leaves[i] = x
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+class LayerCall:
+    """A call as a function of its tensors, which are not held."""
+
+    def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: _Tree) -> None:
+        self._layer, self._owner, self._given = layer, owner, given
+        self._begin = Moment.now()
+        self._result: _Tree | None = None
+        self._prints: list[Tensor] = []  # of what the first run gave
+
+    def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors in what the layer returns, with their graph."""
+        with watched_operations(LAYER) as seen:
+            try:
+                found = self._run(tensors)
+            except RuntimeError as error:
+                if "leaf Variable that requires grad" not in str(error):
+                    raise
+                raise writes(LAYER, "", None) from error
+        if seen.has_hooks:
+            raise RuntimeError(
+                f"{LAYER.name} puts hooks on saved tensors itself, as torch.utils.checkpoint and "
+                "gradient_checkpointing_enable() do, which saves nothing of a second derivative; leave them out, or "
+                "take hft.remat there too"
+            )
+        _refuse_objects(self._given.leaves)  # what the layer has put into them
+        _refuse_captured(found, tensors)
+        self._prints = _prints(found)
+        return found
+
+    def again(self, tensors: Sequence[Tensor], twice: bool = False) -> list[Tensor]:
+        """The same as in the first run. ``twice``: a derivative of its derivative will be asked for."""
+        found = self._begin.run(lambda: self._run(tensors))
+        for y in found if twice else ():
+            refuse_once_differentiable(y)
+        _refuse_others(self._prints, _prints(found))
+        return found
+
+    def result(self, tensors: Sequence[Tensor]) -> Any:
+        """What the layer returned, with other tensors in it."""
+        assert self._result is not None
+        return self._result.filled(tensors)
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        own, args, kwargs = self._given.filled(tensors)
+        with twice_differentiable(), torch.enable_grad():  # also in the first run: it may take a derivative itself
+            if self._owner is None:
+                found = self._layer(*args, **kwargs)
+            else:
+                own = {f"owner.{name}": x for name, x in own.items()}
+                found = functional_call(_Inside(self._owner), own, (self._layer, *args), kwargs)
+        leaves, spec = pytree.tree_flatten(found)
+        self._result = self._result or _Tree.of(leaves, spec)
+        return [x for x in leaves if isinstance(x, Tensor)]
+
+
+class _Inside(nn.Module):
+    """Around a module, so that any function of it is called with other parameters in their places."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
+def _refuse_objects(leaves: Sequence[Any]) -> None:
+    """Raise if an argument holds tensors, which could not be kept, or put in other places."""
+    for x in leaves:
+        if not isinstance(x, Tensor) and _holds_tensors(x, depth=3):
+            raise TypeError(
+                f"{LAYER.name} gets an object that holds tensors, a {type(x).__name__}, and may write into it: give "
+                "tensors, in lists, tuples, dicts or classes that are registered with torch.utils._pytree; a cache of "
+                "keys and values is switched off by use_cache=False"
+            )
+
+
+def _holds_tensors(x: Any, depth: int) -> bool:
+    if x is None or isinstance(x, _PLAIN):
+        return False
+    inside: Iterator[Any] = iter(pytree.tree_leaves([*getattr(x, "__dict__", {}).values()]))
+    return isinstance(x, Tensor) or (depth > 0 and any(_holds_tensors(y, depth - 1) for y in inside))
+
+
+def _refuse_captured(found: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    ids = {id(x) for x in given}
+    for node in nodes_below(*(y.grad_fn for y in found)):
+        x = getattr(node, "variable", None)
+        if isinstance(x, Tensor) and id(x) not in ids:
+            raise Captured(
+                f"{LAYER.name} uses a tensor of shape {tuple(x.shape)} that requires grad, or one that is made of it, "
+                "and that is none of its arguments: its derivative would be lost. Pass it: hft.remat(lambda w, x: ..., "
+                "w, x); or give the module that it is a parameter of as the layer; or hold it fixed by detach()"
+            )
+
+
+def _prints(found: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each tensor of floats, on a CPU in float32 at least: there sums have one order."""
+    rows = [torch.view_as_real(y.detach()) if y.is_complex() else y.detach() for y in found if concrete(y)]
+    rows = [y.float() if y.is_cpu and y.itemsize < 4 else y for y in rows if y.is_floating_point()]
+    return [torch.linalg.vector_norm(y) for y in rows]
+
+
+def _refuse_others(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
+    pairs = zip(first, again, strict=True)
+    same = [torch.isclose(x, y, rtol=torch.finfo(x.dtype).eps ** 0.75, atol=0.0, equal_nan=True) for x, y in pairs]
+    if same and not bool(torch.stack([x.to(same[0].device) for x in same]).all()):  # read once for all
+        raise RuntimeError(
+            f"{LAYER.name} gives another result when it is computed again, so its derivative would be wrong. It must "
+            "be the same function of its arguments each time: torch's default random generators are restored, but not "
+            "a torch.Generator of its own, NumPy's or Python's, nor what is changed outside (a counter; train() or "
+            "eval() of a module before the backward pass). Draw such numbers beforehand and pass them as arguments"
+        )

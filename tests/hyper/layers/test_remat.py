@@ -1,0 +1,600 @@
+"""hft.remat beside plain autograd: random numbers, autocast, transforms, higher derivatives, strategies, refusals."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.utils.checkpoint import checkpoint
+
+import hyperopt_ftp as hft
+
+f64 = torch.float64
+
+
+def real(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=f64, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+W, X = real(3, 3), real(4, 3)
+
+
+def tanh(w: Tensor, x: Tensor) -> Tensor:
+    return torch.tanh(x @ w)
+
+
+def dropped(w: Tensor, x: Tensor) -> Tensor:
+    return F.dropout(torch.tanh(x @ w), 0.5)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, with dropout in both."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 4)
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Dropout(dropout), nn.Linear(6, 4))
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unsqueeze(1).chunk(3, -1)
+        x = x + scale * self.out(F.scaled_dot_product_attention(q, k, v, mask, self.dropout)[:, 0])
+        return x + self.mlp(x)
+
+
+def network(dtype: torch.dtype = f64, layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(layers)), nn.Linear(4, 1)).to(dtype)
+
+
+def rematted(dtype: torch.dtype = f64) -> nn.Module:
+    net = network(dtype)
+    hft.remat_layers(net, "[01]")
+    return net
+
+
+def product(call, *given: Tensor, order: int = 2) -> list[Tensor]:
+    """Derivatives up to an order: each of the norm of the one before."""
+    torch.manual_seed(1)
+    at, found = [x.clone().requires_grad_() for x in given], []
+    value = call(*at).square().sum()
+    for k in range(order):
+        grads = torch.autograd.grad(value, at, create_graph=k < order - 1)
+        found += grads
+        value = sum(g.square().sum() for g in grads)
+    return found
+
+
+def assert_close(found, plain, rtol: float = 1e-12) -> None:
+    for x, y in zip(found, plain, strict=True):
+        assert (x - y).abs().max() <= rtol * y.abs().max()
+
+
+def assert_equal_products(plain, call, *given: Tensor, order: int = 2) -> None:
+    assert_close(product(call, *given, order=order), product(plain, *given, order=order))
+
+
+@pytest.mark.parametrize("layer", [tanh, dropped])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_derivatives_of_any_order(layer, order):
+    assert_equal_products(
+        lambda w, x: layer(w, layer(w, x)),
+        lambda w, x: hft.remat(layer, w, hft.remat(layer, w, x)), W, X, order=order,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_remats_within_each_other(order):
+    def outer(w, x):
+        return dropped(w, hft.remat(dropped, w, x)) + hft.remat(lambda x: x.sin(), x)
+
+    assert_equal_products(
+        lambda w, x: dropped(w, dropped(w, x)) + x.sin(), lambda w, x: hft.remat(outer, w, x), W, X, order=order
+    )
+
+
+def test_random_numbers_go_on_as_in_a_plain_call():
+    torch.manual_seed(0)
+    x = X.clone().requires_grad_()
+    y = hft.remat(F.dropout, x)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert y.equal(F.dropout(x))
+    assert after.equal(torch.rand(1))
+    state = torch.get_rng_state()
+    torch.autograd.grad(y.sum(), x)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_arguments_and_results_are_trees():
+    def layer(pair, scale, *, more):
+        a, b = pair["a"], pair["b"]
+        return {"sum": a + scale * b, "rest": (more[0], a.argmax(), None, "name", b.detach(), a)}
+
+    a, b = X.clone().requires_grad_(), X.clone()
+    found = hft.remat(layer, {"a": a, "b": b}, 2.0, more=[3])
+    plain = layer({"a": a, "b": b}, 2.0, more=[3])
+    assert found["rest"][0] == 3
+    assert found["rest"][2:4] == (None, "name")
+    for x, y in [(found["sum"], plain["sum"]), *zip(found["rest"][4:], plain["rest"][4:], strict=True)]:
+        assert x.equal(y)
+        assert x.requires_grad == y.requires_grad
+    assert found["rest"][1].equal(plain["rest"][1])
+
+
+def test_a_module_has_its_parameters_and_buffers_for_arguments_wherever_they_come_from():
+    block, plain = Block().double(), Block().double()
+    plain.load_state_dict(block.state_dict())
+    params = [p.detach() for p in block.parameters()]
+    names = [name for name, _ in block.named_parameters()]
+
+    def through(call):
+        return lambda x, *weights: functional_call(call, dict(zip(names, weights, strict=True)), (x,))
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block
+
+        def forward(self, x):
+            return hft.remat(self.block, x, scale=2.0, mask=None)
+
+    names_inside = [f"block.{name}" for name in names]
+
+    def inside(x, *weights):
+        return functional_call(Around(), dict(zip(names_inside, weights, strict=True)), (x,))
+
+    def outside(x, *weights):
+        return functional_call(plain, dict(zip(names, weights, strict=True)), (x, 2.0))
+
+    x = real(2, 3, 4)
+    assert_equal_products(outside, inside, x, *[p + 0.1 for p in params])
+    # Without functional_call they are its own.
+    torch.manual_seed(0)
+    loss = hft.remat(block, x).square().sum()
+    torch.manual_seed(0)
+    assert_close(
+        torch.autograd.grad(loss, [*block.parameters()]),
+        torch.autograd.grad(plain(x).square().sum(), [*plain.parameters()]),
+    )
+    torch.manual_seed(0)
+    again = hft.remat(block.forward, x).square().sum()  # a method of a module
+    assert again.equal(loss)
+
+
+def test_tied_weights():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    net[2].weight = net[0].weight
+    x, params = real(2, 3), [*net.parameters()]
+
+    def curvature(call):
+        grads = torch.autograd.grad(call(x).square().sum(), params, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), params)
+
+    assert_close(curvature(lambda x: hft.remat(net, x)), curvature(net))
+
+
+def test_nothing_is_kept_where_nothing_is_differentiated():
+    calls = []
+    layer = lambda x: (calls.append(torch.is_grad_enabled()), x * 2)[1]  # noqa: E731
+    assert hft.remat(layer, X).grad_fn is None
+    with torch.no_grad():
+        hft.remat(layer, X.clone().requires_grad_())
+    assert calls == [True, False]
+
+
+def test_a_plain_gradient_computes_a_layer_twice_and_a_product_thrice():
+    calls = []
+    layer = lambda x: (calls.append(0), x.sin())[1]  # noqa: E731
+    x = X.clone().requires_grad_()
+    (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x)
+    assert len(calls) == 2
+    assert not g.requires_grad
+    calls.clear()
+    (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x, create_graph=True)
+    torch.autograd.grad(g.sum(), x)
+    assert len(calls) == 3
+
+
+def test_autocast_is_that_of_the_first_run_and_of_the_first_gradient():
+    dtypes, w = [], W.float()
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            dtypes.append(x.dtype)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            dtypes.append((g.float() @ g.float().mT).dtype)
+            return g
+
+    def layer(w, x):
+        return Seen.apply(torch.tanh(x @ w))
+
+    def derivatives(call):
+        at = w.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = call(at, X.float())
+            (g,) = torch.autograd.grad(y.float().sum(), at, create_graph=True)
+        return g, *torch.autograd.grad(g.square().sum(), at)  # outside of it
+
+    plain = derivatives(lambda w, x: torch.tanh(x @ w))
+    found = derivatives(lambda w, x: hft.remat(layer, w, x))
+    assert dtypes == [torch.bfloat16] * 5  # forward; again, and back; both again
+    for x, y in zip(found, plain, strict=True):  # sums in 16 bits have another order
+        assert (x - y).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * y.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(dtype):
+    w, x = W.to(dtype), X.to(dtype)
+    found = product(lambda w, x: hft.remat(tanh, w, x), w, x)
+    for a, b in zip(found, product(tanh, w, x), strict=True):
+        assert a.dtype == b.dtype == dtype
+        assert (a - b).abs().max() <= 4 * torch.finfo(dtype).eps * b.abs().max()
+
+
+def test_complex_tensors():
+    def layer(w, x):
+        return torch.exp(w * x)
+
+    w = torch.complex(W, W.mT).clone().requires_grad_()
+
+    def curvature(call):
+        (g,) = torch.autograd.grad(call(w, X[:3]).abs().sum(), w, create_graph=True)
+        return torch.autograd.grad(g.abs().square().sum(), w)
+
+    assert_close(curvature(lambda w, x: hft.remat(layer, w, x)), curvature(layer))
+
+
+def test_transforms_of_torch_func():
+    def value(call):
+        return lambda w: call(w, X).square().sum()
+
+    plain, found = value(tanh), value(lambda w, x: hft.remat(tanh, w, x))
+    for transformed in (
+        grad, hessian, lambda f: grad(lambda w: grad(f)(w).square().sum()), lambda f: vmap(f),
+        lambda f: lambda w: jvp(grad(f), (w,), (W.mT,))[1],
+    ):  # fmt: skip
+        at = torch.stack([W, W.mT]) if transformed(plain) is not None and transformed(found) is None else W
+        assert_close([transformed(found)(at)], [transformed(plain)(at)])
+    # Captured tensors are right there.
+    c = X.clone()
+    assert_close([grad(lambda c: hft.remat(lambda w: tanh(w, c), W).sum())(c)], [grad(lambda c: tanh(W, c).sum())(c)])
+
+
+def test_forward_mode_of_autograd_calls_the_layer_as_it_is():
+    with torch.autograd.forward_ad.dual_level():
+        w = torch.autograd.forward_ad.make_dual(W.clone().requires_grad_(), W.mT)
+        found = torch.autograd.forward_ad.unpack_dual(hft.remat(tanh, w, X)).tangent
+    assert_close([found], [jvp(lambda w: tanh(w, X), (W,), (W.mT,))[1]])
+
+
+def test_attention_goes_by_its_formula_where_no_training_says_so():
+    """The fused kernels have no second derivative."""
+    q, k, v = given = [real(2, 2, 3, 4, seed=i) for i in range(3)]
+    call = F.scaled_dot_product_attention
+    with pytest.raises(RuntimeError, match="not implemented"):
+        product(call, *given)
+    scores = lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v  # noqa: E731
+    assert_close(product(lambda *given: hft.remat(call, *given), q, k, v), product(scores, q, k, v))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_several_cotangents_at_once(create_graph):
+    """By vmap in a graph from outside: of the first gradient, and of the second."""
+
+    def along(y, w, vs):
+        return vmap(lambda v: torch.autograd.grad(y, w, v, retain_graph=True, create_graph=create_graph)[0])(vs)
+
+    def rows(call):
+        torch.manual_seed(0)
+        w = W.clone().requires_grad_()
+        y = call(w, X)
+        jacobian = along(y, w, real(2, 4, 3))
+        (g,) = torch.autograd.grad(y.square().sum(), w, create_graph=True)
+        products = along(g, w, real(2, 3, 3))
+        found = [jacobian, products]
+        if create_graph:
+            found += torch.autograd.grad(jacobian.square().sum() + products.square().sum(), w)
+        return found
+
+    found = rows(lambda w, x: hft.remat(dropped, w, hft.remat(tanh, w, x)))
+    assert_close(found, rows(lambda w, x: dropped(w, tanh(w, x))))
+
+
+def test_the_old_vmap_is_refused():
+    w = W.clone().requires_grad_()
+    (g,) = torch.autograd.grad(hft.remat(tanh, w, X).sum(), w, create_graph=True)
+    for y, vs in [(hft.remat(tanh, w, X), real(2, 4, 3)), (g, real(2, 3, 3))]:
+        with pytest.raises(RuntimeError, match="is_grads_batched .* take torch.func.vmap"):
+            torch.autograd.grad(y, w, vs, is_grads_batched=True)
+
+
+def test_a_layer_may_be_gone_back_through_again():
+    w = W.clone().requires_grad_()
+    y = hft.remat(tanh, w, X).sum()
+    first = torch.autograd.grad(y, w, retain_graph=True)
+    assert_close(torch.autograd.grad(y, w), first, rtol=0.0)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, w)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of dynamo itself, for what is no leaf
+def test_a_compiled_function_calls_it_as_it_is():
+    w = W.clone().requires_grad_()
+    found = torch.compile(lambda w: hft.remat(tanh, w, X).sum() * 2, backend="eager")(w)
+    assert_close(torch.autograd.grad(found, w), torch.autograd.grad(tanh(w, X).sum() * 2, w))
+
+
+# In training.
+
+PARAMS = {name: p.detach() for name, p in network().named_parameters()}
+DATA = [real(2, 3, 4, seed=k) for k in range(4)]
+EVALUATED = network().eval()
+
+
+def hypergradient(net: nn.Module, strategy=None, over=("lr", "loss"), params=PARAMS, optimizer=None, narrow=False):
+    dtype = params["2.weight"].dtype
+    data = [x.to(dtype) for x in DATA]
+
+    def loss(p, x, own):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            out = functional_call(net, p, (x,))
+        return (torch.sigmoid(own["weight"]) * out.to(dtype).square()).mean()
+
+    torch.manual_seed(2)
+    optimizer = optimizer or hft.adam(eps_root=1e-8)
+    value, grads, _ = hft.hypergradient(
+        optimizer, loss, lambda p: functional_call(EVALUATED.to(dtype), p, (data[0],)).square().mean(), params, data,
+        over=list(over), hparams={"lr": 0.01, "loss": {"weight": torch.tensor(0.3, dtype=dtype)}}, strategy=strategy,
+    )  # fmt: skip
+    return [value, *hft.tree.leaves(grads)]
+
+
+STRATEGIES = [
+    hft.Unroll(checkpoint=False), hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt"),
+    hft.Unroll(checkpoint="log"), hft.Unroll(checkpoint=2, offload=True), hft.Unroll(memory=10**6),
+    hft.Unroll(truncate=2), hft.Unroll(first_order=True), hft.Forward(), hft.Forward(chunk=1),
+    hft.ZeroOrder(2, sigma=0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_a_hypergradient_with_dropout_and_autocast_is_that_without_remat(strategy):
+    if strategy.__class__ is hft.ZeroOrder:
+        strategy = hft.ZeroOrder(2, sigma=0.1, generator=torch.Generator().manual_seed(0))
+    over = ["lr"] if getattr(strategy, "first_order", False) else ["lr", "loss"]
+    plain = hypergradient(network(), strategy, over, narrow=True)
+    if strategy.__class__ is hft.ZeroOrder:
+        strategy.generator.manual_seed(0)
+    found = hypergradient(rematted(), strategy, over, narrow=True)
+    # Forward adds up what the loss's hparam does in a tangent for each gradient, as large as the one of lr.
+    assert_close(found, plain, rtol=1e-12 if type(strategy) is not hft.Forward else 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("checkpoint", [False, 1])
+def test_a_hypergradient_in_fewer_bits(dtype, checkpoint):
+    params = {name: p.to(dtype) for name, p in PARAMS.items()}
+    strategy = hft.Unroll(checkpoint=checkpoint)
+    plain = hypergradient(network(dtype), strategy, params=params)
+    found = hypergradient(rematted(dtype), strategy, params=params)
+    for x, y in zip(found, plain, strict=True):
+        assert (x - y).abs() <= 64 * torch.finfo(dtype).eps * y.abs()
+
+
+@pytest.mark.parametrize("solver", ["neumann", "cg"])
+def test_implicit(solver):
+    """Without dropout, in a strongly convex problem."""
+    how = hft.Implicit(solver, iterations=5, tolerance=1.0)
+
+    def loss(call):
+        return lambda w, x, own: (call(w, x) - 1).square().mean() + own * w.square().sum()
+
+    def found(call):
+        value, grads, _ = hft.hypergradient(
+            hft.sgd(lr=0.1), loss(call), lambda w: (w - X[:3]).square().mean(), W, [X] * 60, over=["loss"],
+            hparams={"loss": torch.tensor(0.5, dtype=f64)}, strategy=how,
+        )  # fmt: skip
+        return [value, grads["loss"]]
+
+    assert_close(found(lambda w, x: hft.remat(tanh, w, x)), found(tanh))
+
+
+def test_under_transforms_a_training_is_the_same():
+    def value(call, lr):
+        opt, loss = hft.sgd(), lambda w, x: call(w, x).square().mean()
+        return hft.train(opt, loss, W, [X] * 3, hparams={"lr": lr}).params.square().sum()
+
+    lr, remat = torch.tensor(0.1, dtype=f64), lambda w, x: hft.remat(tanh, w, x)
+    for transformed in (grad, lambda f: grad(grad(f))):
+        assert_close([transformed(lambda lr: value(remat, lr))(lr)], [transformed(lambda lr: value(tanh, lr))(lr)])
+    at = lr.clone().requires_grad_()
+    (first,) = torch.autograd.grad(value(remat, at), at, create_graph=True)  # of the plain loop
+    (plain,) = torch.autograd.grad(value(tanh, at), at, create_graph=True)
+    assert_close([first, *torch.autograd.grad(first, at)], [plain, *torch.autograd.grad(plain, at)])
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Unroll(checkpoint=False)], ids=str)
+def test_a_derivative_of_a_hypergradient(strategy):
+    def second(call):
+        lr = torch.tensor(0.1, dtype=f64, requires_grad=True)
+        loss = lambda w, x: call(w, x).square().mean()  # noqa: E731
+        end = hft.train(hft.sgd(), loss, W, [X] * 3, hparams={"lr": lr}, strategy=strategy).params
+        (first,) = torch.autograd.grad(end.square().sum(), lr, create_graph=True)
+        return [first, *torch.autograd.grad(first, lr)]
+
+    assert_close(second(lambda w, x: hft.remat(tanh, w, x)), second(tanh))
+
+
+def test_an_estimate_sees_what_a_remat_saves():
+    def loss(call):
+        def of(ws, x):
+            for w in ws:
+                x = call(w, x)
+            return x.square().mean()
+
+        return of
+
+    def layer(w, x):
+        return torch.tanh(torch.tanh(torch.tanh(x @ w) @ w) @ w)
+
+    ws = [torch.empty(64, 64, device="meta") for _ in range(12)]
+    data, how = [torch.empty(4096, 64, device="meta")] * 4, hft.Unroll(checkpoint=1)
+    plain, found = (
+        hft.estimate(hft.sgd(), loss(call), ws, data, over="lr", strategy=how)
+        for call in (layer, lambda w, x: hft.remat(layer, w, x))
+    )
+    assert found[1:] == plain[1:]
+    assert found.memory < 0.5 * plain.memory
+
+
+# What is refused.
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].exp()
+
+
+class Box:
+    def __init__(self, tensor=None):
+        self.inside = {"a": [tensor]}
+
+
+CAPTURED, NORM = real(3).requires_grad_(), nn.BatchNorm1d(3, dtype=f64).requires_grad_(False)
+COUNT, MEAN = torch.zeros(()), torch.zeros(3, dtype=f64)
+REFUSED = [
+    ("captured", lambda w, x: tanh(w, x) + CAPTURED, ValueError, r"shape \(3,\).* none of its arguments"),
+    ("made of it", lambda w, x: tanh(w, x) + CAPTURED_TWICE, ValueError, r"shape \(3,\) that requires grad"),
+    ("BatchNorm", lambda w, x: NORM(x @ w), RuntimeError, "writes in place.*BatchNorm"),
+    ("statistics", lambda w, x: F.batch_norm(x @ w, MEAN, MEAN + 1, training=True), RuntimeError, "writes in place"),
+    ("a counter", lambda w, x: (COUNT.add_(1), x @ w)[1], RuntimeError, "writes in place"),
+    ("an argument", lambda w, x: x.relu_() @ w, RuntimeError, "writes in place"),
+    ("weights", lambda w, x: x @ w.mul_(2), RuntimeError, "writes in place"),
+    ("checkpoint", lambda w, x: checkpoint(tanh, w, x, use_reentrant=False), RuntimeError, "hooks on saved tensors"),
+    ("random", lambda w, x: tanh(w, x) * random.random(), RuntimeError, "gives another result"),
+    ("once", lambda w, x: Once.apply(x @ w), RuntimeError, r"no second derivative \(Once"),
+]  # fmt: skip
+CAPTURED_TWICE = 2 * CAPTURED
+
+
+@pytest.mark.parametrize(("layer", "kind", "text"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize("strategy", [None, hft.Unroll(checkpoint=False), hft.Unroll(checkpoint=1)], ids=str)
+def test_it_is_refused(layer, kind, text, strategy):
+    def loss(w, x):
+        return hft.remat(layer, w, x).square().mean()
+
+    def second():
+        w = W.clone().requires_grad_()
+        (g,) = torch.autograd.grad(loss(w, X.clone()), w, create_graph=True)
+        return torch.autograd.grad(g.sum(), w)
+
+    def trained():
+        hft.hypergradient(hft.sgd(lr=0.1), loss, torch.sum, W, [X.clone()] * 2, over="lr", strategy=strategy)
+
+    mean = NORM.running_mean.clone()
+    with pytest.raises(kind, match=text):
+        (trained if strategy else second)()
+    assert NORM.running_mean.equal(mean)
+    assert COUNT == 0
+    assert not MEAN.any()
+
+
+def test_a_function_without_second_derivative_may_have_a_first_one():
+    w = W.clone().requires_grad_()
+    found = torch.autograd.grad(hft.remat(Once.apply, w).sum(), w)
+    assert_close(found, [W.exp()])
+
+
+def test_objects_that_hold_tensors():
+    w = W.clone().requires_grad_()
+
+    def fills(box, w):
+        box.inside["a"] = [w.detach()]
+        return w.sin()
+
+    for layer, box in [(lambda box, w: w.sin(), Box(X)), (fills, Box())]:
+        with pytest.raises(TypeError, match="holds tensors, a Box"):
+            hft.remat(layer, box, w)
+    assert hft.remat(lambda box, w: w.sin(), Box(), w).equal(W.sin())
+
+
+def test_an_argument_that_is_changed_before_the_backward_pass():
+    w, x = W.clone().requires_grad_(), X.clone()
+    y = hft.remat(tanh, w, x).sum()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y, w)
+
+
+def test_a_module_whose_mode_changes_before_the_backward_pass():
+    net, x = nn.Dropout(), X.clone().requires_grad_()
+    y = hft.remat(net, x).sum()
+    net.eval()
+    with pytest.raises(RuntimeError, match=r"gives another result.*eval\(\)"):
+        torch.autograd.grad(y, x)
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(compile="eager"), hft.Forward(compile="eager")], ids=str)
+def test_a_program_has_no_remats(strategy):
+    def loss(w, x):
+        return hft.remat(tanh, w, x).square().mean()
+
+    with pytest.raises(RuntimeError, match=r"hft\.remat in it cannot be compiled"):
+        hft.hypergradient(hft.sgd(lr=0.1), loss, torch.sum, W, [X] * 2, over="lr", strategy=strategy)
+
+
+# What looks at a loss sees through a remat.
+
+
+def looked_at(layer, strategy=None, own=0.5):
+    def loss(w, x, own):
+        return hft.remat(layer, w, x, own).square().mean()
+
+    hparams = {"loss": torch.tensor(own, dtype=f64)}
+    return hft.hypergradient(
+        hft.sgd(lr=0.1), loss, torch.sum, W, [X] * 3, over="loss", hparams=hparams, strategy=strategy
+    )[1]["loss"]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=str)
+def test_a_number_of_an_hparam_is_not_read_inside(strategy):
+    steps = []
+    layers = [
+        lambda w, x, h: tanh(w, x) * h.item(),
+        lambda w, x, h: tanh(w, x) * (2 * h).item(),
+        lambda w, x, h: hft.remat(lambda a, b: a * b.item(), tanh(w, x), h * 2),
+        # From the second step on.
+        lambda w, x, h: (steps.append(0), tanh(w, x) * (h if len(steps) < 3 else float(h)))[1],
+    ]
+    for layer in layers:
+        with pytest.raises(RuntimeError, match="takes the number of an hparam"):
+            looked_at(layer, strategy)
+
+
+def test_a_number_of_a_weight_may_be_logged_and_is_warned_of_where_it_counts():
+    log = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = looked_at(lambda w, x, h: (log.append(w.sum().item()), tanh(w, x) * h)[1])
+        assert_close([found], [looked_at(lambda w, x, h: tanh(w, x) * h)])
+    assert log
+    with pytest.warns(UserWarning, match="makes a number of a tensor"):
+        looked_at(lambda w, x, h: tanh(w, x) * h * w.sum().item())
