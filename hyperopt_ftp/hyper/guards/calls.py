@@ -115,7 +115,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
         return result
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        of = [args[0]] if func in _DETACHES and args[0].requires_grad else []
+        # Without grad mode a node, such as that of a remat, takes its own tensors apart.
+        of = [args[0]] if func in _DETACHES and args[0].requires_grad and torch.is_grad_enabled() else []
         lost = any(id(x) in self._others for x in made_from(of, self._given))
         if lost or (self.detached and any(id(x) in self.detached for x in tree.leaves((args, kwargs)))):
             written = args[:1] if result is None else result  # by item assignment
