@@ -12,6 +12,7 @@ from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained
+from ..devices import two_devices
 from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
@@ -144,7 +145,12 @@ def trained(
     check_leaves(own + tree.leaves((full, state, given)))
     if under_transform():
         _warn_of_float16(inputs)
-    run = trained_by(strategy, problem_of(optimizer, train_loss, sharded), inputs)
+    try:
+        run = trained_by(strategy, problem_of(optimizer, train_loss, sharded), inputs)
+    except RuntimeError as error:
+        first = given if isinstance(given, list) else [given[0]]
+        found = two_devices(error, params, batches=first, hparams=full, state=state)
+        raise found from found.__cause__
     return refuse_other_processes(run, inputs) if sharded else run
 
 
