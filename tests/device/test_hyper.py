@@ -22,7 +22,9 @@ STRATEGIES: dict[str, Strategy] = {
     "truncated": hft.Unroll(truncate=2),
     "every step": hft.Unroll(checkpoint=1),
     "every second step": hft.Unroll(checkpoint=2),
+    "offloaded": hft.Unroll(offload=True),
     "sqrt, offloaded": hft.Unroll(checkpoint="sqrt", offload=True),
+    "log, offloaded": hft.Unroll(checkpoint="log", offload=True),
     "log": hft.Unroll(checkpoint="log"),
     "memory": hft.Unroll(memory=2**24),
     "Forward": hft.Forward(),
@@ -81,14 +83,17 @@ def test_steps_as_programs(strategy: Strategy):
     same(gradient("sim", "sgd", strategy, "cpu", over=("lr", "loss"))()[:2], want[:2])
 
 
+COUNTED = ("Unroll", "every step", "offloaded", "sqrt, offloaded", "Forward")
+
+
 @pytest.mark.filterwarnings("ignore:the hypergradient of")
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=str)
+@pytest.mark.parametrize("strategy", COUNTED)
 @pytest.mark.parametrize("numbers", ["cpu", "sim"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_waits_do_not_grow_with_the_steps(optimizer: str, numbers: str, strategy: Strategy):
+def test_waits_do_not_grow_with_the_steps(optimizer: str, numbers: str, strategy: str):
     counted = {}
     for steps in (3, 6):
-        call = gradient("sim", optimizer, strategy, numbers, steps)
+        call = gradient("sim", optimizer, STRATEGIES[strategy], numbers, steps)
         call()  # which looks at the loss
         with waits() as found:
             call()
