@@ -89,5 +89,5 @@ _CPU = torch.device("cpu")
 
 
 def _moved(x: Any, to: torch.device) -> Any:
-    """A tensor there. The host does not wait for it, and may not read it: it goes back on the stream that it came by."""
+    """A tensor there. The host does not wait, and may not read it: it goes back on the stream that it came by."""
     return x.to(to, non_blocking=pins(x.device) or pins(to)) if isinstance(x, Tensor) else x
