@@ -129,6 +129,24 @@ def test_amp():
     assert net.weight.isfinite().all()
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_step_that_overflowed_is_left_out(foreach: bool):
+    """And the host reads that once, where GradScaler does."""
+    w, scaler = nn.Parameter(torch.ones(3, device="sim")), torch.amp.GradScaler("sim", init_scale=8.0)
+    opt = hft.FTPAdamW([w], lr=0.1, radius_lr=0.1, foreach=foreach)
+    for size in (1.0, float("inf"), 2.0):
+        before = w.detach().clone()
+        w.grad = torch.full((3,), 8 * size, device="sim")
+        scaler._lazy_init_scale_growth_tracker(w.device) if scaler._scale is None else None
+        with waits() as found:
+            scaler.step(opt)
+        assert sum(found.values()) == 1, found
+        scaler.update()
+        assert size != float("inf") or torch.equal(w, before)
+    assert scaler.get_scale() == 4.0
+    assert not torch.equal(w, before)
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -312,6 +330,29 @@ def test_an_optimizer_of_a_module(name: str):
     same(found, want)
 
 
+@pytest.mark.parametrize("option", ["lean", "anchor_device", "anchor_dtype", "amsgrad"])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_options_of_float32_weights(option: str, foreach: bool):
+    """A step waits for nothing: an anchor on the CPU is fetched, of small tensors at once."""
+    options: Any = {"lean": True, "anchor_device": "cpu", "anchor_dtype": torch.bfloat16, "amsgrad": True}[option]
+    found = {}
+    for device in ("cpu", "sim"):
+        net = network(device).float()
+        for p in net.parameters():
+            p.data = p.data.bfloat16().float()  # so that an anchor of 16 bits holds them
+        opt = hft.FTPAdamW(net.named_parameters(), lr=0.1, foreach=foreach, **{option: options})
+        x = torch.linspace(-1, 1, 20).view(5, 4).to(device)
+        for k in range(3):
+            opt.zero_grad()
+            net(x + k).square().mean().backward()
+            with waits() as waited:
+                opt.step()
+            assert not waited or k == 0, waited
+        found[device] = [p.detach().cpu() for p in net.parameters()]
+    for one, other in zip(found["cpu"], found["sim"], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
 def test_a_copy_steps_as_the_first():
     net = network("sim")
     opt = hft.FTPAdamW(net.named_parameters(), lr=0.1)
@@ -321,9 +362,36 @@ def test_a_copy_steps_as_the_first():
 
 
 def test_measuring_reads_all_layers_at_once():
-    net = network("sim")
-    opt = hft.FTPAdamW(net.named_parameters(), lr=0.1)
-    stepped(net, opt)
-    with waits() as found:
-        hft.measure(opt)
-    assert sum(found.values()) == 1
+    seen: dict[str, Any] = {"cpu": [], "sim": []}
+    for device, rows in seen.items():
+        net = network(device)
+        opt = hft.FTPAdamW(net.named_parameters(), lr=0.1, foreach=True)
+        hft.watch(opt, lambda step, measured, rows=rows: rows.append((step, measured)), every=2)
+        with waits() as found:
+            stepped(net, opt, 4)
+        assert sum(x for what, x in found.items() if "watch.py" in what) == 2 * (device == "sim"), found
+    for (k, found), (j, want) in zip(seen["sim"], seen["cpu"], strict=True):
+        assert k == j
+        assert {n: pytest.approx(layer, rel=1e-12) for n, layer in want.items()} == found
+
+
+def test_tpgm():
+    """And its first radii: numbers on the device of the weights."""
+    found, want = (
+        hft.tpgm(moved(start(), d), moved(ANCHOR, d), loss, moved(batches(4), d), radius_lr=0.1) for d in ("sim", "cpu")
+    )
+    same(found, want)
+    assert all(r.device.type == "sim" for r in found[1].values())
+
+
+@pytest.mark.parametrize("numbers", ["cpu", "sim"])
+def test_a_training_reads_its_losses_once(numbers: str):
+    """However many steps there are."""
+    opt, counted = hft.adamw(lr=0.1, eps=1e-2), []
+    for steps in (3, 6):
+        params, data = moved(start(), "sim"), moved(batches(steps), "sim")
+        with waits() as waited:
+            found = hft.train(opt, loss, params, data, hparams=moved(opt.hparams, numbers))
+        same(found, hft.train(opt, loss, start(), batches(steps)))
+        counted.append(sum(waited.values()))
+    assert counted == [1, 1] if numbers == "cpu" else [1 + 5, 1 + 5]  # a number of the device is looked at

@@ -32,6 +32,10 @@ STRATEGIES: dict[str, Strategy] = {
     "ZeroOrder": hft.ZeroOrder(4, 1e-3),
     "Implicit": hft.Implicit(tolerance=1e9),
     "identity": hft.Implicit("identity", tolerance=1e9),
+    "cg": hft.Implicit("cg", iterations=3, tolerance=1e9, damping=1.0),
+    "all graphs": hft.Unroll(checkpoint=False),
+    "first order": hft.Unroll(first_order=True),
+    "ZeroOrder, one-sided": hft.ZeroOrder(4, 1e-3, antithetic=False),
 }
 ANCHOR = {"w": torch.zeros(3, 4, dtype=F64), "b": torch.zeros(4, dtype=F64)}
 OPTIMIZERS = {
@@ -67,7 +71,7 @@ def gradient(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_hypergradients_are_those_of_the_cpu(strategy: str, optimizer: str, numbers: str):
     over = ("lr", "loss", "params") if optimizer == "sgd" else None
-    if strategy == "ZeroOrder":
+    if strategy.startswith("ZeroOrder") or strategy == "cg":
         over = "loss"
     want = gradient("cpu", optimizer, STRATEGIES[strategy], "cpu", over=over)()
     found = gradient("sim", optimizer, STRATEGIES[strategy], numbers, over=over)()
