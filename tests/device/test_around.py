@@ -317,10 +317,12 @@ OF_A_MODULE: dict[str, Callable[[nn.Module], Any]] = {
     "a tower": lambda net: hft.PureOptimizer(
         net.named_parameters(), hft.hyper(hft.adam(lr=0.1), by=hft.sgd(lr=1e-3), over="lr")
     ),
-    "anchor_device": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, anchor_device="cpu"),
-    "anchor_dtype": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, anchor_dtype=torch.float32),
-    "an anchor of the CPU": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, anchor=elsewhere(net)),
-    "capturable": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, capturable=True),
+    "anchor_device": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, foreach=True, anchor_device="cpu"),
+    "anchor_dtype": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, foreach=True, anchor_dtype=torch.float32),
+    "an anchor of the CPU": lambda net: hft.FTPAdamW(
+        net.named_parameters(), lr=0.1, foreach=True, anchor=elsewhere(net)
+    ),
+    "capturable": lambda net: hft.FTPAdamW(net.named_parameters(), lr=0.1, foreach=True, capturable=True),
 }
 
 
