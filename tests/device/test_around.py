@@ -57,6 +57,26 @@ def test_mixing(name: str, anchor: str):
     same(found, want)
 
 
+def test_mixout_draws_by_the_generator_of_the_device():
+    found = {}
+    for device in ("cpu", "sim"):
+        torch.manual_seed(0)
+        params, anchor = moved(start(), device), moved(ANCHOR, device)
+        before = torch.get_rng_state()
+        with waits() as waited:
+            found[device] = hft.mixout(params, anchor, 0.5)
+        assert torch.equal(before, torch.get_rng_state()) is (device == "sim")
+        assert not waited
+    same(found["sim"], found["cpu"])
+
+
+def test_learned_wise():
+    found, want = (
+        hft.learned_wise(moved(start(), d), moved(ANCHOR, d), loss, moved(batches(4), d)) for d in ("sim", "cpu")
+    )
+    same(found, want)
+
+
 def rounds(device: str, state: Any = None) -> list[Any]:
     data = moved(batches(4), device)
     return list(
