@@ -82,7 +82,8 @@ def train(
             entries of ``hparams["loss"]`` that are not tensors.
         ValueError: no batches; a loss that is not a scalar, has no graph, or cannot take ``hparams["loss"]``; a loss
             that closes over a tensor that requires grad, where autograd does not own the graph, so that its derivative
-            would be lost; tensors on the meta device or of inference mode; complex tensors that require grad.
+            would be lost; tensors on the meta device or of inference mode; complex tensors that require grad; a batch,
+            state or hparam that is on another device than the params where torch refuses both in one operation.
         RuntimeError: inference mode; errors of the strategy; in the backward pass, a tensor that was changed in place,
             or ``create_graph=True`` with a strategy that is not exact.
 
