@@ -117,6 +117,7 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_small
 	$(RUN) -m benchmarks.bench_estimate
 	$(RUN) -m benchmarks.bench_update
+	$(RUN) -m benchmarks.bench_triton
 	$(RUN) -m benchmarks.large --steps 12 --size 32 --length 64
 	$(RUN) -m benchmarks.large --steps 256 --size 4 --length 16 --strategies "plain loop" "Unroll(sqrt)"
 

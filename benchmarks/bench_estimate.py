@@ -13,7 +13,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .measure import allocated, machine, options, write
+from .measure import allocated, machine, options, published, write
 from .nets import NETS, Problem
 
 STRATEGIES = {
@@ -25,7 +25,6 @@ STRATEGIES = {
     "Implicit(iterations=10)": hft.Implicit(iterations=10, tolerance=0.0),
     "ZeroOrder(4)": hft.ZeroOrder(4, 1e-6),
 }
-BEGIN, END = "<!-- bench_estimate -->\n", "<!-- end of bench_estimate -->"
 
 
 def measured(problem: Problem, strategy: Any) -> dict[str, int]:
@@ -43,12 +42,6 @@ def table(record: dict[str, Any]) -> str:
         cells = (f"{row['network']}, `{row['strategy']}`", f"{predicted:.2f}", f"{found:.2f}")
         lines.append(f"| {' | '.join(cells)} | {100 * (predicted / found - 1):+.0f} % |")
     return "\n".join(lines) + "\n"
-
-
-def published(page: str, record: dict[str, Any]) -> str:
-    """The page with the table of that record."""
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{before}{BEGIN}{table(record)}{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(table({"rows": rows[-1:]}).splitlines()[-1], flush=True)
     record = {"machine": machine(), "steps": args.steps, "size": args.size, "rows": rows}
     write(args.out, record)
-    args.page.write_text(published(args.page.read_text(), record))
+    args.page.write_text(published(args.page.read_text(), "bench_estimate", table(record)))
 
 
 if __name__ == "__main__":

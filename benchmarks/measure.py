@@ -39,6 +39,12 @@ def write(out: Path, record: dict[str, Any]) -> None:
     out.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def published(page: str, name: str, table: str) -> str:
+    """The page with the table between the two marks of that benchmark."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    return f"{page.split(begin)[0]}{begin}{table}{end}{page.split(end)[1]}"
+
+
 def interleaved(
     candidates: dict[str, Callable[[], Any]],
     rounds: int,

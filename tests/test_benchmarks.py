@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import hyperopt_ftp as hft
-from benchmarks import bench_estimate, bench_hypergradient, bench_training, bench_update
+from benchmarks import bench_estimate, bench_hypergradient, bench_training, bench_triton, bench_update
 from benchmarks.hypergradient.by_autograd import by_hand
 from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of
 from benchmarks.hypergradient.problems import PROBLEMS
@@ -102,12 +102,42 @@ def test_all_updates_are_the_same():
 def test_an_estimate_is_compared_with_what_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_estimate, "STRATEGIES", {"Unroll(checkpoint=1)": hft.Unroll(checkpoint=1)})
     out, page = tmp_path / "found.json", tmp_path / "page.md"
-    page.write_text(f"before\n{bench_estimate.BEGIN}old\n{bench_estimate.END}\nafter\n")
+    page.write_text("before\n<!-- bench_estimate -->\nold\n<!-- end of bench_estimate -->\nafter\n")
     bench_estimate.main(["--nets", "mlp", "--steps", "4", "--size", "1", "--out", str(out), "--page", str(page)])
     (row,) = json.loads(out.read_text())["rows"]
     assert row["predicted"] == pytest.approx(row["measured"], rel=0.15)
     assert f"| mlp, `Unroll(checkpoint=1)` | {row['predicted'] / 2**20:.2f} |" in page.read_text()
     assert page.read_text().startswith("before\n")
+
+
+def test_the_time_of_a_step_is_predicted_from_its_bytes():
+    kernels = json.loads(Path("benchmarks/results/triton.json").read_text())["kernels"]
+    # Reads g, c; W, g, m, v, W0; writes m, v, c, W. Then W, W0 and W again.
+    assert bench_triton.moved(kernels, "adamw") == (44, 56)
+    assert bench_triton.moved(kernels, "lean") == (40, 52)  # c in two bytes
+    assert bench_triton.moved(kernels, "sgd") == (36, 48)  # a moment less; products are those of adamw
+    rows = bench_triton.predictions(kernels, {"one": 1_000_000_000})
+    assert {row["card"]: row["ms"][0] for row in rows if row["optimizer"] == "FTPAdamW(fused)"} == pytest.approx(
+        {"A100": 44e9 / 2039e9 * 1e3, "H100": 44e9 / 3350e9 * 1e3}
+    )
+
+
+def test_steps_of_a_gpu_are_compared_with_what_was_predicted():
+    kernels = json.loads(Path("benchmarks/results/triton.json").read_text())["kernels"]
+    record = json.loads(Path("benchmarks/results/step_cpu.json").read_text())  # as bench_step writes it
+    assert "no GPU" in bench_triton.compared(kernels, record)
+    for row in record["models"].values():
+        row["parameters"] = 3_350_000
+        row["steps"]["FTPAdamW(fused)"]["median_ms"] = 0.088
+    record["machine"]["cuda"] = "NVIDIA H100 80GB HBM3"
+    lines = [line.split() for line in bench_triton.compared(kernels, record).splitlines()]
+    assert lines[1][:3] == [
+        "vit_b_16",
+        "AdamW(fused)",
+        f"{record['models']['vit_b_16']['steps']['AdamW(fused)']['median_ms']:.3f}",
+    ]
+    assert lines[2] == ["vit_b_16", "FTPAdamW(fused)", "0.088", "0.044", "to", "0.056", "1.57", "to", "2.00"]
+    assert len(lines) == 1 + 5 * len(record["models"])
 
 
 def test_plain_tpgm_learns_its_radii_through_the_projection():

@@ -14,7 +14,7 @@ from statistics import mean
 import pytest
 
 import hyperopt_ftp as hft
-from benchmarks import bench_estimate, bench_meta
+from benchmarks import bench_estimate, bench_meta, bench_triton
 from benchmarks.large.processes import table
 from experiments.common.estimate import interval
 from hyperopt_ftp.testing import CHECKS
@@ -378,8 +378,12 @@ def meta_learning() -> Iterator[str]:
 
 
 def estimates() -> Iterator[str]:
-    cost = (ROOT / "docs" / "concepts" / "cost.md").read_text()
-    yield bench_estimate.published(cost, measured("estimate_cpu"))
+    yield bench_estimate.table(measured("estimate_cpu"))
+
+
+def triton_kernels() -> Iterator[str]:
+    record = measured("triton")
+    yield bench_triton.table({**record, "predicted": bench_triton.predictions(record["kernels"], record["weights"])})
 
 
 @pytest.mark.parametrize(
@@ -395,6 +399,7 @@ def estimates() -> Iterator[str]:
         ("docs/performance.md", larger_models),
         ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
+        ("docs/performance.md", triton_kernels),
     ],
 )
 def test_what_a_page_says_was_measured(page: str, made: Callable[[], Iterator[str]]):

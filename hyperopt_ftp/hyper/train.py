@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, check_flag, explained
+from ..devices import two_devices
 from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
@@ -95,7 +96,8 @@ def train(
             entries of ``hparams["loss"]`` that are not tensors.
         ValueError: no batches; a loss that is not a scalar, has no graph, or cannot take ``hparams["loss"]``; a loss
             that closes over a tensor that requires grad, where autograd does not own the graph, so that its derivative
-            would be lost; tensors on the meta device; complex tensors that require grad; ``progress`` with a strategy
+            would be lost; tensors on the meta device; complex tensors that require grad; a batch, state or hparam that
+            is on another device than the params where torch refuses both in one operation; ``progress`` with a strategy
             that needs all steps at once.
         ImportError: ``progress`` without tqdm.
         RuntimeError: errors of the strategy; in the backward pass, a tensor that was changed in place, a training
@@ -185,7 +187,13 @@ def trained(
     if under_transform() or before == 1:
         _warn_of_float16(inputs)
     problem = problem_of(optimizer, train_loss, sharded)
-    run = trained_by(strategy, replace(problem, before=before) if before else problem, inputs)
+    problem = replace(problem, before=before) if before else problem
+    try:
+        run = trained_by(strategy, problem, inputs)
+    except RuntimeError as error:
+        first = given if isinstance(given, list) else [given[0]]
+        found = two_devices(error, params, batches=first, hparams=full, state=state)
+        raise found from found.__cause__
     return refuse_other_processes(run, inputs) if sharded else run
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
+from ..devices import two_devices
 from ..hparams import is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
@@ -55,7 +56,11 @@ def leafwise(
         numbers: list[Any] = [x[places[0]] if isinstance(x, list) else x for x in shared] if of_each else shared
         mine = [rows[i] for i in places]
         joined = len(mine) >= join_from
-        new = _as_one(rule, mine, numbers) if joined else [_one(rule, row, numbers) for row in mine]
+        try:
+            new = _as_one(rule, mine, numbers) if joined else [_one(rule, row, numbers) for row in mine]
+        except RuntimeError as error:
+            mixed = two_devices(error, params, gradient=grads, state=list(moments), hparams=list(hparams))
+            raise mixed from mixed.__cause__
         for i, values in zip(places, new, strict=True):
             found[i] = values
     return tuple(rebuild(column) for column in zip(*found, strict=True))
@@ -118,7 +123,7 @@ def _together(rows: Sequence[Sequence[Any]], numbers: Sequence[list[Tensor]], ap
         own = [column[i] for column in numbers]
         kind: Any = i
         if row[1] is not None and _packs(row) and not any(x.ndim for x in own):
-            kind = (row[0].device, *(x.dtype for x in row), *map(id, own))
+            kind = (*((x.dtype, x.device) for x in row), *map(id, own))
         groups.setdefault(kind, []).append(i)
     return list(groups.values())
 

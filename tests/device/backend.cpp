@@ -2,7 +2,8 @@
 //
 // Each operation runs the CPU's kernel on the same bytes. What differs from the CPU is what a user's code meets on a GPU:
 // tensors have another device, operations that mix devices fail, random numbers come from the device's own generator,
-// and what makes the host wait for the device is reported. Memory that nobody has written reads as NaN.
+// and what makes the host wait for the device is reported. Memory that nobody has written reads as NaN, and so does
+// pinned memory of the host before a copy to it that nobody has waited for.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -20,6 +21,10 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+
+#include <cmath>
+#include <map>
+#include <mutex>
 
 namespace {
 
@@ -62,6 +67,50 @@ struct DeviceAllocator final : c10::Allocator {
 DeviceAllocator device_allocator;
 REGISTER_ALLOCATOR(kSim, &device_allocator);
 
+// What the device can copy to while the host goes on.
+std::map<const char*, size_t> pinned;
+std::mutex pinned_mutex;  // autograd has a thread for the device
+
+void release_pinned(void* context) {
+  auto* host = static_cast<c10::DataPtr*>(context);
+  {
+    const std::lock_guard lock(pinned_mutex);
+    pinned.erase(static_cast<const char*>(host->get()));
+  }
+  delete host;
+}
+
+struct PinnedAllocator final : c10::Allocator {
+  c10::DataPtr allocate(size_t count) override {
+    c10::DataPtr host = c10::GetCPUAllocator()->allocate(count);
+    void* bytes = host.get();
+    const std::lock_guard lock(pinned_mutex);
+    if (count > 0) pinned[static_cast<const char*>(bytes)] = count;
+    return {bytes, new c10::DataPtr(std::move(host)), &release_pinned, c10::Device(c10::kCPU)};
+  }
+  void copy_data(void* to, const void* from, size_t count) const override { std::memcpy(to, from, count); }
+};
+PinnedAllocator pinned_allocator;
+
+bool is_pinned(const void* address) {
+  const auto* byte = static_cast<const char*>(address);
+  const std::lock_guard lock(pinned_mutex);
+  auto after = pinned.upper_bound(byte);
+  if (after == pinned.begin()) return false;
+  --after;
+  return byte < after->first + after->second;
+}
+
+// Copies to pinned memory that the device has not made yet: where to, and what.
+std::vector<std::pair<Tensor, Tensor>> late;
+std::mutex late_mutex;
+
+void finish() {
+  const std::lock_guard lock(late_mutex);
+  for (const auto& [host, value] : late) host.copy_(value);
+  late.clear();
+}
+
 void release_storage(void* context) { delete static_cast<Storage*>(context); }
 
 // A storage of one device that keeps that of the other alive, with the same bytes.
@@ -96,8 +145,11 @@ struct DeviceGuard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override { report("synchronize"); }
-  void synchronizeDevice(c10::DeviceIndex) const override { report("synchronize"); }
+  void synchronizeStream(const c10::Stream&) const override { synchronizeDevice(0); }
+  void synchronizeDevice(c10::DeviceIndex) const override {
+    report("synchronize");
+    finish();
+  }
   void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override { *event = &listener; }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -147,8 +199,8 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override { return default_generator(); }
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return new_generator(); }
   at::Device getDeviceFromPtr(void*) const override { return kDevice; }
-  bool isPinnedPtr(const void*) const override { return false; }
-  at::Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
+  bool isPinnedPtr(const void* address) const override { return is_pinned(address); }
+  at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator; }
   void resizePrivateUse1Bytes(const Storage& storage, size_t count) const override {
     c10::DataPtr fresh = device_allocator.allocate(count);
     std::memcpy(fresh.get(), storage.data(), std::min(count, storage.nbytes()));
@@ -262,7 +314,10 @@ void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t count = schema.arguments().size();
   IValue* given = stack->data() + stack->size() - count;
   refuse_two_devices(schema, given);
-  if (makes_the_host_wait(schema)) report(schema.name());
+  if (makes_the_host_wait(schema)) {
+    report(schema.name());
+    finish();
+  }
   Borrowed borrowed;
   for (size_t i = 0; i < count; ++i) {
     const auto optional = schema.arguments()[i].type()->cast<c10::OptionalType>();
@@ -339,11 +394,23 @@ Tensor& set_all(Tensor& x, Storage storage) {
   return set_part(x, std::move(storage), 0, {count}, {});
 }
 
+// A copy that does not block the host reads small pieces of memory at once, as CUDA does, and the rest while it waits.
+constexpr size_t kStaged = 64 * 1024;
+
 Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
-  if (!on_device(to)) report("to the host");
-  if (!on_device(from) && !non_blocking) report("from the host");  // as CUDA, which stages a small copy
   Borrowed borrowed;
-  borrowed.to_host(to).copy_(borrowed.to_host(from));
+  const Tensor value = borrowed.to_host(from), target = borrowed.to_host(to);
+  if (!on_device(to) && non_blocking && is_pinned(to.data_ptr())) {
+    const std::lock_guard lock(late_mutex);
+    late.emplace_back(to, value.clone());
+    to.fill_(to.is_floating_point() ? c10::Scalar(std::nan("")) : c10::Scalar(0));
+    return to;
+  }
+  if (!on_device(to)) report("to the host");
+  const bool read_later = non_blocking && (is_pinned(from.data_ptr()) || from.nbytes() <= kStaged);
+  if (!on_device(from) && !read_later) report("from the host");
+  if (!on_device(to) || !on_device(from)) finish();  // what came before on the same stream
+  target.copy_(value);
   return to;
 }
 
@@ -354,6 +421,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 
 at::Scalar number_of(const Tensor& x) {
   report("item");
+  finish();
   Borrowed borrowed;
   return at::native::_local_scalar_dense_cpu(borrowed.to_host(x));
 }

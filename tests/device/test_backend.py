@@ -181,6 +181,30 @@ def test_what_makes_the_host_wait_is_counted():
     assert not found
 
 
+def test_a_copy_to_pinned_memory_is_late():
+    """The host has to wait before it reads, and the device need not."""
+    with waits() as found:
+        host = (X + 1).to("cpu", non_blocking=True)
+        back = host.to("sim", non_blocking=True)
+    assert host.is_pinned()
+    assert not HOST.is_pinned()
+    assert not found
+    assert torch.equal(back.cpu(), HOST + 1)
+    host = (X + 2).to("cpu", non_blocking=True)
+    assert host.isnan().all()
+    torch.accelerator.synchronize()
+    assert torch.equal(host, HOST + 2)
+
+
+def test_a_large_copy_from_memory_that_is_not_pinned_waits():
+    large = torch.ones(2**14 + 1)  # more than 64 KiB
+    with waits() as found:
+        large.to("sim", non_blocking=True)
+        HOST.to("sim", non_blocking=True)
+        large.pin_memory().to("sim", non_blocking=True)
+    assert found == {"from the host at elsewhere": 1}
+
+
 def test_memory_that_nobody_wrote_is_not_a_number():
     assert torch.empty(4, device="sim").isnan().all()
 

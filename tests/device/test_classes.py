@@ -10,7 +10,17 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from tests.device.backend import waits
 
-from ..support.contract import Options, Row, every_input, every_row, parameters, step, through_a_file
+from ..support.contract import (
+    SHAPES,
+    TORCHS,
+    Options,
+    Row,
+    every_input,
+    every_row,
+    parameters,
+    step,
+    through_a_file,
+)
 from ..support.devices import same
 
 #: With foreach these compute what is of all layers together on the host: so many copies a step.
@@ -40,13 +50,19 @@ def trained(row: Row, device: str, options: Options, steps: int = 3) -> tuple[li
     return params, opt
 
 
-@pytest.mark.parametrize("numbers", ["cpu", "sim"])
+def inputs() -> list[Any]:
+    """Options on the CPU, and where there are tensors among them, on the device too."""
+    found = []
+    for (row, options), name in ((x.values, x.id) for x in every_input.args[1]):
+        tensors = any(isinstance(x, (Tensor, tuple)) for x in options.values())
+        found += [pytest.param(row, options, d, id=f"{name}-{d}") for d in (("cpu", "sim") if tensors else ("cpu",))]
+    return found
+
+
 @pytest.mark.parametrize("flags", FLAGS)
-@every_input
-def test_steps_are_those_of_the_cpu(row: Row, options: Options, flags: str, numbers: str):
+@pytest.mark.parametrize(("row", "options", "numbers"), inputs())
+def test_steps_are_those_of_the_cpu(row: Row, options: Options, numbers: str, flags: str):
     own = options | FLAGS[flags]
-    if numbers == "sim" and not any(isinstance(x, (Tensor, tuple)) for x in options.values()):
-        pytest.skip("no tensor among the options")
     want, _ = trained(row, "cpu", options | {"foreach": False})
     try:
         found, _ = trained(row, "sim", beside(own, numbers))
@@ -56,6 +72,31 @@ def test_steps_are_those_of_the_cpu(row: Row, options: Options, flags: str, numb
             step(params := on("sim"), torchs(params, **{"lr": 0.05, **beside(own, numbers)}), [1])
         return
     same(found, want)
+
+
+@pytest.mark.parametrize(
+    ("base", "foreach"), [(n, x) for n in TORCHS for x in (False, True) if not (x and n == "Muon")]
+)
+def test_ftp_around_each_of_torchs_own(base: str, foreach: bool):
+    """A step waits no more often than that of the base alone."""
+    options = TORCHS[base] | ({} if base == "Muon" else {"foreach": foreach})  # which has none, and takes matrices
+    shapes = [(4, 3), (3, 4)] if base in ("Muon", "Adafactor") else SHAPES  # torch's Adafactor divides by no entries
+
+    def made(device: str, around: bool = True) -> tuple[list[Any], Any]:
+        params = [torch.nn.Parameter(p.detach().to(device)) for p in parameters(shapes=shapes)]
+        own = getattr(torch.optim, base)(params, lr=0.05, **options)
+        opt = hft.FTP(own, radius_lr=0.03) if around else own
+        step(params, opt, [1, 2, 3])
+        return params, opt
+
+    same(made("sim")[0], made("cpu")[0])
+    counted = []
+    for around in (False, True):
+        _, opt = made("sim", around)
+        with waits() as found:
+            opt.step()
+        counted.append(sum(found.values()))
+    assert counted[1] == counted[0], found
 
 
 @pytest.mark.parametrize("flags", FLAGS)

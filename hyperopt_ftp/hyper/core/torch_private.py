@@ -40,6 +40,11 @@ def keeps_graph() -> bool:
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def pins(device: torch.device) -> bool:
+    """Whether a tensor that goes from there to the CPU without blocking gets pinned memory by torch."""
+    return device.type in ("cuda", torch._C._get_privateuse1_backend_name())
+
+
 def unwrap_dead(x: Tensor) -> Tensor:
     """The tensor inside the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` gets it."""
     return _functorch.unwrap_if_dead(x)

@@ -26,7 +26,7 @@ from ..guarded import problem_of
 from ..guards.call_arguments import check_batches, check_hparams
 from ..hypergradient import selected, without_start
 from ..strategies.unroll import Unroll
-from ..train import checked
+from ..train import beside, checked
 from .fake_tensors import FakeParams
 
 
@@ -142,11 +142,13 @@ def estimate(
         full, strategy = checked(optimizer, local, fake.of(params), full, strategy)
         everything, tuned = selected(fake.of(params), known, over, full)
         given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
-        inputs = TrainInputs(without_start(given), given["params"], first, given["batches"])
+        own = beside(tree.leaves(given["params"]), without_start(given))
+        inputs = TrainInputs(own, given["params"], first, given["batches"])
         problem = problem_of(optimizer, local)
         inputs = problem.begun(inputs)
         problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
-        with twice_differentiable():
+        # Autograd's own thread for a device frees a graph at some time while the next one is made.
+        with twice_differentiable(), torch.autograd.set_multithreading_enabled(False):
             return _measured(strategy, problem, inputs)
 
 

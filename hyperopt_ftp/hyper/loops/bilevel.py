@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import tree
 from ...calls import check_choice, check_count, explained
+from ...devices import two_devices
 from ...dtensors import is_dtensor
 from ...optimizers import hparam_paths as paths
 from ...optimizers.constraints import Constraints
@@ -211,10 +212,14 @@ class _Rounds:
             params, inner = given["params"], None
         if self._tunes("batches"):
             batches = list(given["batches"])
-        value, slopes, (params, inner) = value_and_grad(
-            self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, without_start(given),
-            inner, self.strategy, stop if rule else None,
-        )  # fmt: skip
+        try:
+            value, slopes, (params, inner) = value_and_grad(
+                self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names,
+                without_start(given), inner, self.strategy, stop if rule else None,
+            )  # fmt: skip
+        except RuntimeError as error:
+            mixed = two_devices(error, params, outer_batches=held_out)
+            raise mixed from mixed.__cause__
         warn_of(slopes)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
         count, lost = torch.tensor(step, device="cpu"), not _finite((params, inner))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ...devices import two_devices
 from ...optimizers.adam import adam
 from ...types import Params
 
@@ -29,7 +30,11 @@ def fit_numbers(
     by = adam(lr=lr)
     state = by.init(numbers)
     for batch in batches:
-        found, known = slopes(numbers, batch)
+        try:
+            found, known = slopes(numbers, batch)
+        except RuntimeError as error:
+            mixed = two_devices(error, numbers, batch=batch)
+            raise mixed from mixed.__cause__
         numbers, state = by.update(found, state, numbers)
         numbers = keep(numbers, known)
     if int(state.step) == 0:

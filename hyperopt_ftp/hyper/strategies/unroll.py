@@ -71,7 +71,8 @@ class Unroll(Strategy):
             ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and ``K (3 d / 4 - 1) + 1`` steps are
             recomputed (K = 1000: 16 points, 2.75 K steps). ``None``: ``False`` if all graphs take at most 128 MiB,
             estimated from the first step, and the batches are a list or tuple; else 1.
-        offload: keep points on the CPU. ``checkpoint=None`` is then 1. Graphs are not moved.
+        offload: keep points on the CPU, of a CUDA device in page-locked memory, so that no copy is waited for.
+            ``checkpoint=None`` is then 1. Graphs are not moved.
         memory: in place of ``checkpoint``: bytes of tensors on the params' devices, above what is held at the start.
             The plan that recomputes least within them is chosen. One or two extra steps measure what a step takes. The
             predicted peak is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ... import tree
 from ...types import Params, State
 from ..core.inputs import TrainInputs
 from ..core.replay import Replay, RngState
+from ..core.torch_private import pins
 from .plans import Parts, kept
 
 Step: TypeAlias = Callable[[int, Params, State], tuple[Params, State]]
@@ -72,12 +74,20 @@ class Checkpoints:
 
     def stored(self, params: Params, state: State, rng: RngState | None = None) -> Checkpoint:
         if self._offload:
-            params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
+            params, state = tree.map_tree(lambda x: _moved(x, _CPU), (params, state))
         return Checkpoint(params, state, self._replay.now() if rng is None else rng)
 
     def _loaded(self, point: Checkpoint) -> Checkpoint:
         if not self._offload:
             return point
         begin = self._inputs.params, self._inputs.state
-        params, state = tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, point[:2], begin)
+        params, state = tree.map_tree(lambda x, y: _moved(x, getattr(y, "device", _CPU)), point[:2], begin)
         return Checkpoint(params, state, point.rng)
+
+
+_CPU = torch.device("cpu")
+
+
+def _moved(x: Any, to: torch.device) -> Any:
+    """A tensor there. The host does not wait, and may not read it: it goes back on the stream that it came by."""
+    return x.to(to, non_blocking=pins(x.device) or pins(to)) if isinstance(x, Tensor) else x

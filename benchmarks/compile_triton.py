@@ -1,4 +1,4 @@
-"""Compile the Triton kernels ahead of time, without a GPU, and print what the tests look at as JSON.
+"""Compile the Triton kernels ahead of time, without a GPU, and print what the compiler made of them as JSON.
 
 A process of its own: where TRITON_INTERPRET is set, triton does not compile. Arguments: names of VARIANTS; none: all.
 """
@@ -27,23 +27,25 @@ LEAN = FP32 | {"C_T": BF16}
 DOUBLE = {name: F64 if name.endswith("T") and name != "EXACT" else value for name, value in FP32.items()}
 AMP = ("grad_scale", "found_inf")
 
-BOTH, ONE = (90, 80), (90,)
+CAPABILITIES = (80, 90, 100)
 ALL = ("partials", "radii", "move", "clip")
 # "name-kernel-capability": kernel, capability, constants, optional pointers that are given
 VARIANTS = {
     f"{name}-{kernel}-{capability}": (kernel, capability, constants | {"RULE": getattr(kernels, rule).value}, given)
-    for name, rule, constants, given, used, capabilities in [
-        ("adamw", "ADAMW", FP32, (), ALL, BOTH),
-        ("bf16", "ADAMW", MIXED, AMP, ALL, BOTH),
-        ("sgd", "MOMENTUM", FP32, (), ("move",), BOTH),
-        ("project", "NOTHING", FP32, (), ("move",), BOTH),
-        ("amsgrad", "AMSGRAD", FP32, (), ("move",), ONE),
-        ("lean", "ADAMW", LEAN, (), ("move",), ONE),
-        ("double", "ADAMW", DOUBLE, (), ("move",), ONE),
+    for name, rule, constants, given, used in [
+        ("adamw", "ADAMW", FP32, (), ALL),
+        ("bf16", "ADAMW", MIXED, AMP, ALL),
+        ("lean", "ADAMW", LEAN, (), ("partials", "move")),
+        ("amsgrad", "AMSGRAD", FP32, (), ("radii", "move")),
+        ("sgd", "MOMENTUM", FP32, (), ("radii", "move")),
+        ("nesterov", "NESTEROV", FP32, (), ("radii", "move")),
+        ("project", "NOTHING", FP32, (), ("radii", "move")),
+        ("double", "ADAMW", DOUBLE, (), ALL),
     ]
-    for capability in capabilities
     for kernel in used
+    for capability in CAPABILITIES
 }
+SIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2}
 
 
 def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ...]) -> dict:
@@ -62,10 +64,12 @@ def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ..
     options = {"num_warps": 8, "enable_fp_fusion": False}
     source = ASTSource(function, signature, constexprs=values, attrs=hints)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    passes = passes_of(binary.asm["ttir"]) if kernel in ("partials", "move") else []
     return {
         "usage": usage(binary.asm["cubin"]),
         "shared": binary.metadata.shared,
-        "traffic": traffic(binary.asm["ttir"]) if kernel in ("partials", "move") else {},
+        "passes": passes,
+        "bytes": [sum(SIZES[key.split()[1]] * count for key, count in one.items()) for one in passes],
         "atomics": binary.asm["ptx"].count("atom."),
     }
 
@@ -78,6 +82,12 @@ def usage(cubin: bytes) -> dict[str, int]:
         file.flush()
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+
+
+def passes_of(ttir: str) -> list[dict[str, int]]:
+    """Loads and stores of an element in each pass over a row: ``[{"load f32": 5, ...}, ...]``."""
+    loops = [traffic(part) for part in ttir.split("scf.for")[1:]]
+    return [one for one in loops if one]
 
 
 def traffic(ttir: str) -> dict[str, int]:
