@@ -97,7 +97,7 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
             f"({x['allocated'] / base['allocated']:.2f})"
             for x in others
         ]
-        times = " and ".join(f"{x['seconds'] / base['seconds']:.1f}" for x in others)
+        times = " and ".join(f"{x['seconds'] / base['seconds']:.1f}" for x in others if "seconds" in {*x} & {*base})
         lines.append([length, f"{base['resident'] / 2**20:.0f} ({base['allocated'] / 2**20:.0f}) MiB", *cells, times])
     return "\n".join(markdown(head, lines))
 
