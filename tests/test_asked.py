@@ -189,7 +189,7 @@ def first_order() -> Pairs:
 
 
 def truncated() -> Pairs:
-    p, lr, data = weights(), number(0.3), batches()
+    p, lr, data = {n: w.detach() for n, w in weights().items()}, number(0.3), batches()
     run = hft.train(hft.sgd(lr=lr), loss, p, data, strategy=hft.Unroll(truncate=2))
     begin = {n: w.detach().requires_grad_() for n, w in loop(loss, p, data[:2], sgd(lr)).items()}
     yield from ends(run.params, loop(loss, begin, data[2:], sgd(lr)), lr)

@@ -90,7 +90,9 @@ class OfModule:
     """What :func:`of_module` returns."""
 
     def __init__(self, net: nn.Module, method: Callable[..., Tensor] | str | None, buffers: dict[str, Tensor]) -> None:
-        self.net, self.method, self.buffers = net, method, buffers
+        self.net: nn.Module = net
+        self.method: Callable[..., Tensor] | str | None = method
+        self.buffers: dict[str, Tensor] = buffers
         saved, own = net.state_dict(), dict(net.named_buffers())
         #: Buffers that a checkpoint has, which go from step to step.
         self.carried: dict[str, Tensor] = {n: x for n, x in own.items() if n in saved and not x.is_complex()}
