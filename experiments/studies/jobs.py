@@ -93,6 +93,22 @@ FULL = (
             ("opinions-products", "the same, fine-tuned on products", "--domain", "products", *OPINIONS, *TENTH),
         )
     ),
+    *(
+        Job(f"free-{name}", f"optimizers without a learning rate: {about}", f"{_RATES}.free",
+            ("--anchor", name.partition("-")[0], *options))
+        for name, about, *options in (
+            ("styles", "emoji, from an anchor that knows them", *FLUENT),
+            ("imagenet", "emoji, from ImageNet's weights", *FLUENT),
+            ("topics", "tweets, from an anchor that knows them", *AIRLINES),
+            ("minilm", "tweets, from MiniLM as it comes", *AIRLINES),
+            ("cells", "solar cells, from ImageNet's weights"),
+            ("cells-poly", "the same the other way round", "--domain", "poly"),
+            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS),
+            ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS),
+            ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS),
+            ("opinions-products", "product reviews", "--domain", "products", *OPINIONS),
+        )
+    ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
     Job("hypergradients-imagenet", "the same from ImageNet's weights, which know nothing of emoji", _HYPER,
         ("--anchor", "imagenet", *_SOME_WAYS)),

@@ -9,12 +9,13 @@ import torch
 
 from experiments.common.estimate import interval
 from experiments.common.task import percent_right
+from experiments.sensitivity.free.study import STUDY as FREE
 from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
 from experiments.sensitivity.radius.study import STUDY as RADIUS
 from experiments.sensitivity.study import STUDY
 from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
 from experiments.sensitivity.tuning import drawn, gain, of_splits, radii
-from tests.experiments.running import ran, results
+from tests.experiments.running import ran, refused, results
 
 
 def answered(*right: str, groups=None, classes=None) -> Answered:
@@ -213,6 +214,28 @@ def test_a_tiny_run_of_the_rate_of_radii(tmp_path, cache):
     assert found["lr 0.01, radius_lr 0.01"] == found["lr 0.01, radius_lr 0.1"]
     scores = scores_of(run)["ftp_radius 0.1"][0.01][0]
     assert found["lr 0.01, radius_lr 0.1"] == (scores["id"] - 1.0, scores["ood"] - 2.0)
+
+
+def test_optimizers_without_a_rate_get_more_splits_and_go_within_radii(cache, tmp_path):
+    """First each alone on one split; then on another, and within radii on the first. What was made stays."""
+    out = tmp_path / "run"
+    tiny = ["--anchor", "imagenet", "--methods", "ldog", "ldog_mean", "ftp_ldog", "ftp_ldog_mean", "--epochs", "6"]
+    tiny += ["--limit", "48", "--out", str(out)]
+    assert ran(FREE, *tiny, "--seeds", "0").begun == ["split 0, ldog"]
+    one = json.loads((out / "metrics.json").read_text())
+    more = ran(FREE, *tiny, "--seeds", "0", "1", "--within", "0")
+    assert more.begun == ["split 1, ldog", "split 0, ftp_ldog"]
+    run = json.loads((out / "metrics.json").read_text())
+    assert run["results"]["split 0, ldog"] == one["results"]["split 0, ldog"]
+    assert run["data"]["tests"]["0"] == one["data"]["tests"]["0"]
+    assert {len(splits) for of in scores_of(run).values() for splits in of.values()} == {1, 2}
+    assert run["results"]["split 0, ftp_ldog"]["answers"].keys() == {"ftp_ldog", "ftp_ldog_mean"}
+    assert "| FTP around LDoG, averaged | 1 |" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize("wrong", [("--methods", "ftp"), ("--within", "3"), ("--lrs", "0.1"), ("--wider", "ldog", "2")])
+def test_a_run_without_a_rate_that_cannot_be_is_refused(wrong):
+    assert refused(FREE, "--anchor", "imagenet", *wrong)
 
 
 def test_a_gain_is_that_by_hand():
