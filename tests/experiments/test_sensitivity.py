@@ -15,7 +15,7 @@ from experiments.sensitivity.radius.study import STUDY as RADIUS
 from experiments.sensitivity.study import STUDY
 from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
 from experiments.sensitivity.tuning import drawn, gain, of_splits, radii
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import ran, results
 
 
 def answered(*right: str, groups=None, classes=None) -> Answered:
@@ -231,11 +231,6 @@ def test_optimizers_without_a_rate_get_more_splits_and_go_within_radii(cache, tm
     assert {len(splits) for of in scores_of(run).values() for splits in of.values()} == {1, 2}
     assert run["results"]["split 0, ftp_ldog"]["answers"].keys() == {"ftp_ldog", "ftp_ldog_mean"}
     assert "| FTP around LDoG, averaged | 1 |" in (out / "report.md").read_text()
-
-
-@pytest.mark.parametrize("wrong", [("--methods", "ftp"), ("--within", "3"), ("--lrs", "0.1"), ("--wider", "ldog", "2")])
-def test_a_run_without_a_rate_that_cannot_be_is_refused(wrong):
-    assert refused(FREE, "--anchor", "imagenet", *wrong)
 
 
 def test_a_gain_is_that_by_hand():
