@@ -97,6 +97,6 @@ STUDY = Study(
     report=write_report,
     table=table,
     packages=("prodigyopt", "dadaptation", "dog-optimizer", "schedulefree"),
-    grow=("seeds", "within"),
+    grow=("methods", "seeds", "within"),
 )
 main = STUDY.main
