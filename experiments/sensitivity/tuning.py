@@ -7,6 +7,7 @@ scored on what is left: in distribution, and elsewhere without the same groups. 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -255,10 +256,13 @@ def of_defaults(found: Mapping[str, dict[str, dict]]) -> tuple[Table, Table]:
     for name, own in found.items():
         cells = [" / ".join(f"{x:+.1f}" for x in own[m]["minus"]["AdamW"]) if m in own else "" for m in alone]
         rows.append([f"free-{name}", ", ".join(map(str, own[alone[0]]["splits"])), *cells])
-    for method in methods:
-        there = [own[method] for own in found.values() if method in own]
+    kinds = {"": [*found]} | {f", {kind}": [n for s in own for n in SOURCES[s]] for kind, own in KINDS.items()}
+    for method, (kind, names) in product(methods, kinds.items()):
+        there = [found[name][method] for name in names if method in found.get(name, {})]
+        if kind and len(there) < 2:
+            continue
         splits = sorted({len(one["splits"]) for one in there})
-        row = [title(method), str(len(there)), " to ".join(map(str, {splits[0]: 0, splits[-1]: 0}))]
+        row = [title(method) + kind, str(len(there)), " to ".join(map(str, dict.fromkeys((splits[0], splits[-1]))))]
         for other in ("AdamW", "FTP", "base"):
             pairs = [one["minus"][other] for one in there if other in one["minus"]]
             row.append(both(pairs) if len(pairs) > 2 else "")

@@ -19,7 +19,7 @@ from experiments.sensitivity.task import Splits
 ALONE = ("prodigy", "dadapt", "ldog", "ldog_mean", "schedule_free")
 #: What their packages call lr by default. Prodigy and D-Adapted Adam then fall to 0 as a cosine, as they advise.
 DEFAULTS = {"schedule_free": 0.0025}
-ONE_BY_ONE = "one by one of splits"
+ONE_BY_ONE = "for each of the splits"
 
 
 @dataclass(frozen=True)
