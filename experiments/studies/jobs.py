@@ -96,16 +96,16 @@ FULL = (
         Job(f"free-{name}", f"optimizers without a learning rate: {about}", f"{_RATES}.free",
             ("--anchor", name.partition("-")[0], *options))
         for name, about, *options in (
-            ("styles", "emoji, from an anchor that knows them", *FLUENT, *PRODIGY),
+            ("styles", "emoji, from an anchor that knows them", *FLUENT, *ONE_SPLIT),
             ("imagenet", "emoji, from ImageNet's weights", *FLUENT, *ONE_SPLIT),
-            ("topics", "tweets, from an anchor that knows them", *AIRLINES, *PRODIGY),
-            ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *PRODIGY),
+            ("topics", "tweets, from an anchor that knows them", *AIRLINES, *ONE_SPLIT),
+            ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *ONE_SPLIT),
             ("cells", "solar cells, from ImageNet's weights", *PRODIGY),
             ("cells-poly", "the same the other way round", "--domain", "poly", *PRODIGY),
-            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *PRODIGY),
-            ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS, *PRODIGY),
-            ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS, *PRODIGY),
-            ("opinions-products", "product reviews", "--domain", "products", *OPINIONS, *PRODIGY),
+            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *ONE_SPLIT),
+            ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS, *ONE_SPLIT),
+            ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS, *ONE_SPLIT),
+            ("opinions-products", "product reviews", "--domain", "products", *OPINIONS, *ONE_SPLIT),
         )
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
