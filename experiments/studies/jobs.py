@@ -102,7 +102,7 @@ FULL = (
             ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *ONE_SPLIT),
             ("cells", "solar cells, from ImageNet's weights", *PRODIGY),
             ("cells-poly", "the same the other way round", "--domain", "poly", *PRODIGY),
-            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *ONE_SPLIT),
+            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *PRODIGY),
             ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS, *ONE_SPLIT),
             ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS, *ONE_SPLIT),
             ("opinions-products", "product reviews", "--domain", "products", *OPINIONS, *ONE_SPLIT),
