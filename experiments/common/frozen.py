@@ -57,4 +57,4 @@ def frozen_features(cache: Path, progress: Progress, block: int) -> Pictures:
                 bar.advance(steps=len(some))
         x = torch.cat(found).contiguous()
         checkpoint.save(file, x)
-    return replace(pictures, images=x, alpha=None)
+    return replace(pictures, images=x)

@@ -25,6 +25,7 @@ Weights: TypeAlias = Mapping[str, Tensor]
 STRONG_DECAY = 0.1  # weight decay of adamw_decay
 SHARES = (0.5, 0.25, 0.75)  # of the fine-tuned weights in WiSE-FT's means, and in LiNeS's first layer
 MEAN_DECAY = 0.9  # of ema: the last ten steps or so
+LATE = 8  # gamma of the mean that is kept of LDoG, its package's default
 FIRST_LAYER = 0.1  # of the learning rate, in adamw_layers
 RANK, SCALE = 8, 2.0  # of LoRA
 #: Where few weights move, or not far, they want so many times the learning rate.
@@ -45,7 +46,7 @@ class Method:
     of: str | None = None  # no training of its own: `mix` makes it of the weights in which this method ends,
     others: int = 0  # and of those of so many more trainings by it, with other seeds
     mix: Mix | None = None
-    of_mean: bool = False  # made of the mean over the other's training in place of its end
+    mean: Callable[[int], float] | None = None  # made of a mean over the other's steps, not of its end: `keep_mean`
     after: str | None = None  # begins where a training by this method ends
     used: Callable[[float], Callable[[Weights, Weights], Weights]] | None = None  # in a step, of weights and anchor
     validates: bool = False  # trains on `train` and uses `validation`, instead of training on both
@@ -53,6 +54,7 @@ class Method:
     strong: Callable[[float], Make] | None = None  # the optimizer of a strength, in place of `optimizer`
     linear_layers: bool = False  # is for networks that are made of these
     warm_up: float = 0.0  # share of the steps in which the learning rate rises from 0; a cosine follows
+    constant: bool = False  # the learning rate stays as it is
     strengths: tuple[float, ...] = ()  # the usual one first; where learning rates are chosen, so is the strength
 
     @property
@@ -120,21 +122,23 @@ def _lora(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Opti
     return _adamw(moving, lr, options.weight_decay)
 
 
-def keep_mean(optimizer: torch.optim.Optimizer) -> None:
-    """Keep the exponential mean of the weights over the steps in the optimizer's state, and so in checkpoints; it
-    begins with those after the first step."""
+def keep_mean(optimizer: torch.optim.Optimizer, share: Callable[[int], float]) -> None:
+    """Keep a mean of the weights over the steps in the optimizer's state, and so in checkpoints: those after step t,
+    from 1, move it by a share of the way."""
 
     def follow(*_: object) -> None:
-        for parameter, state in optimizer.state.items():
-            now = parameter.detach()
-            state["mean"] = state["mean"].lerp_(now, 1 - MEAN_DECAY) if "mean" in state else now.clone()
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+            state, now = optimizer.state[parameter], parameter.detach()
+            state["averaged"] = state.get("averaged", 0) + 1
+            mean = state["mean"] if "mean" in state else now.clone()
+            state["mean"] = mean.lerp_(now, share(state["averaged"]))
 
     optimizer.register_step_post_hook(follow)
 
 
 def kept_mean(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All weights of the model, those that have such a mean by it."""
-    moved = {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
+    moved = {name: optimizer.state[p] for name, p in model.named_parameters() if "mean" in optimizer.state.get(p, {})}
     return model.state_dict() | {name: state["mean"] for name, state in moved.items()}
 
 
@@ -195,6 +199,40 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
         return make
 
     return of
+
+
+def _prodigy(model: Network, lr: float) -> torch.optim.Optimizer:
+    from prodigyopt import Prodigy
+
+    return Prodigy(model.named_parameters(), lr=lr)
+
+
+def _ldog(model: Network, lr: float) -> torch.optim.Optimizer:
+    """The first step, relative to the weights, is as its package advises: larger with BatchNorm."""
+    from dog import LDoG
+
+    normalized = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return LDoG(model.named_parameters(), reps_rel=1e-4 if normalized else 1e-6, lr=lr)
+
+
+def _dadapt(model: Network, lr: float) -> torch.optim.Optimizer:
+    from dadaptation import DAdaptAdam
+
+    return DAdaptAdam(model.named_parameters(), lr=lr)
+
+
+def _schedule_free(model: Network, lr: float) -> torch.optim.Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    return AdamWScheduleFree(model.named_parameters(), lr=lr)
+
+
+def _plain(base: Callable[[Network, float], torch.optim.Optimizer]) -> Make:
+    return lambda model, options, lr: base(model, lr)
+
+
+def _within(base: Callable[[Network, float], torch.optim.Optimizer]) -> Make:
+    return lambda model, options, lr: hft.FTP(base(model, lr), exclude=free_parameters(model, options))
 
 
 def _hypergradient_descent(lr_lr: float) -> Make:
@@ -276,6 +314,11 @@ def _mean(model: Network, ends: Sequence[Weights], anchor: Weights, _: None) -> 
     return {name: torch.stack([end[name] for end in ends]).double().mean(0) for name in ends[0]}
 
 
+def _late(step: int) -> float:
+    """Weights by about the ninth power of their step (Shamir and Zhang, arXiv 1212.1824, section 3.2)."""
+    return (1 + LATE) / (step + LATE)
+
+
 METHODS: Mapping[str, Method] = {
     "linear": Method("linear probe", "only the head moves", linear),
     "adamw": Method("AdamW", "every weight moves freely", adamw),
@@ -287,7 +330,11 @@ METHODS: Mapping[str, Method] = {
         "AdamW, layer-wise lr", "AdamW whose learning rate falls to a tenth at the first layer", _by_layer
     ),
     "ema": Method(
-        "AdamW, EMA", "the exponential mean of AdamW's weights over its last steps", of="adamw", mix=_mean, of_mean=True
+        "AdamW, EMA",
+        "the exponential mean of AdamW's weights over its last steps",
+        of="adamw",
+        mix=_mean,
+        mean=lambda step: 1 - MEAN_DECAY,
     ),
     "lp_ft": Method("LP-FT", "AdamW after a linear probe at ten times the learning rate", adamw, after="linear"),
     "lora": Method("LoRA", "adapters of rank 8 of queries and values, and the head", _lora, linear_layers=True),
@@ -379,6 +426,24 @@ METHODS: Mapping[str, Method] = {
     "muon": Method("Muon", "Muon for the matrices, AdamW for the rest", _muon(within_radius=False), linear_layers=True),
     "ftp_muon": Method(
         "FTP around Muon", "the same within a learned radius", _muon(within_radius=True), linear_layers=True
+    ),
+    "prodigy": Method("Prodigy", "an Adam that estimates its learning rate", _plain(_prodigy)),
+    "dadapt": Method("D-Adapted Adam", "another", _plain(_dadapt)),
+    "ldog": Method(
+        "LDoG", "SGD whose rate follows each layer's distance from its first weights", _plain(_ldog), constant=True
+    ),
+    "ldog_mean": Method("LDoG, averaged", "the mean of its weights over the steps", of="ldog", mix=_mean, mean=_late),
+    "schedule_free": Method(
+        "schedule-free AdamW", "an AdamW that averages in place of a schedule", _plain(_schedule_free), constant=True
+    ),
+    "ftp_prodigy": Method("FTP around Prodigy", "Prodigy within learned radii", _within(_prodigy)),
+    "ftp_dadapt": Method("FTP around D-Adapted Adam", "D-Adapted Adam within them", _within(_dadapt)),
+    "ftp_ldog": Method("FTP around LDoG", "LDoG within them", _within(_ldog), constant=True),
+    "ftp_ldog_mean": Method(
+        "FTP around LDoG, averaged", "the mean of its weights over the steps", of="ftp_ldog", mix=_mean, mean=_late
+    ),
+    "ftp_schedule_free": Method(
+        "FTP around schedule-free AdamW", "schedule-free AdamW within them", _within(_schedule_free), constant=True
     ),
     "hypergradient": Method(
         "AdamW, learned lr",

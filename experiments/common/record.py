@@ -119,10 +119,11 @@ class RunRecord:
                 later.append(now)
 
     def check_data(self, fingerprint: str) -> None:
-        """The data of a run must not change between its sessions."""
-        known = self.content.setdefault("data", {}).setdefault("fingerprint", fingerprint)
-        if known != fingerprint:
+        """The data of a run must not change between its sessions; those of further splits come behind."""
+        data = self.content.setdefault("data", {})
+        if not fingerprint.startswith(data.get("fingerprint", "")):
             raise InputError(f"the data changed since the run in {self.folder} was started; choose another --out")
+        data["fingerprint"] = fingerprint
 
     def save(self) -> None:
         self.content["wall_seconds"] = round(self._before + time.perf_counter() - self._start, 1)

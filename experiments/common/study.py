@@ -70,7 +70,7 @@ class Study(Generic[C, D]):
     work is either a list of pieces, or a function that keeps its results itself."""
 
     name: str  # of the record, and of its folder in runs
-    prog: str  # the package: "experiments.meta.few_shot"
+    prog: str  # the package: "experiments.meta.few_labels"
     about: str  # what --help says
     config: type[C]
     load: Callable[[C, Path, Progress], D]  # the folder is that of what is expensive, and kept

@@ -77,7 +77,7 @@ class Learnable(Protocol):
 
 
 class Task(Learnable, Protocol):
-    """Classification and segmentation are two of these; everything that compares methods asks for no more."""
+    """Classification and language are two of these; everything that compares methods asks for no more."""
 
     name: str
     metric: str  # what the scores are, in percent: "accuracy"

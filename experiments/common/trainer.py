@@ -68,6 +68,9 @@ class Trainer(Generic[T_co]):
                 after_epoch(training)
             training.save(file, identity)
 
+        two: list[Any] = [optimizer] if callable(getattr(optimizer, "train", None)) else []  # sets of weights
+        for of in two:
+            of.train()
         self.fit(
             training,
             self.task,
@@ -82,6 +85,8 @@ class Trainer(Generic[T_co]):
             observe=observe,
             observe_every=math.ceil(steps / OBSERVATIONS),
         )
+        for of in two:
+            of.eval()
         return training
 
 

@@ -65,14 +65,14 @@ def setting(content: dict) -> str:
     )
 
 
-def about(content: dict) -> str:
+def about(content: dict, shown: str = "means over splits") -> str:
     """What was tested."""
     config, data = content["config"], content["data"]
     sizes = {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
     own, *others = (f"{name} ({size})" for name, size in sizes.items())
     return (
         f"{STARTS[config['anchor']]}. Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
-        f"{', '.join(others)}. Scores are {data['metric']} in %, means over splits "
+        f"{', '.join(others)}. Scores are {data['metric']} in %, {shown} "
         f"{', '.join(map(str, config['seeds']))} of one pool."
     )
 

@@ -7,6 +7,7 @@ scored on what is left: in distribution, and elsewhere without the same groups. 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -15,13 +16,15 @@ import tyro
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, interval
-from experiments.common.figures import Curve, curves
+from experiments.common.figures import dots
+from experiments.common.methods import title
 from experiments.common.report_kit import Table, fixed, markdown
 from experiments.sensitivity.protocol import Answered, counted, percent
 from experiments.sensitivity.summary import Answers, scores_of
 
 COUNTS, DRAWS, SEED = (20, 50, 100, 200), 60, 0
 FTP_LR = 6e-4
+ONE_RATE = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)
 #: AdamW's rates: three, half a decade apart, around the one that is best for all tasks together; or all that it has.
 GRIDS: Mapping[str, tuple[float, ...]] = {"3": (6e-5, 2e-4, 6e-4), "7": ()}
 #: Studies by the source of their examples.
@@ -107,10 +110,30 @@ def both(pairs: Sequence[Gain]) -> str:
 
 def by_kind(found: Mapping[str, Gain]) -> list[str]:
     """Of all studies, of each kind, and of each source, of which two or four studies are."""
-    sources = {source: [found[study] for study in studies] for source, studies in SOURCES.items()}
-    kinds = [[pair for source in own for pair in sources[source]] for own in KINDS.values()]
-    plain = [" / ".join(f"{mean(column):+.1f}" for column in zip(*pairs, strict=True)) for pairs in sources.values()]
-    return [both([*found.values()]), *map(both, kinds), *plain]
+    sources = [[found[study] for study in studies] for studies in SOURCES.values()]
+    plain = [" / ".join(f"{mean(column):+.1f}" for column in zip(*pairs, strict=True)) for pairs in sources]
+    return [both([*found.values()]), *(both(of_kind(found, kind)) for kind in KINDS), *plain]
+
+
+def of_kind(found: Mapping[str, Gain], kind: str) -> list[Gain]:
+    return [found[study] for source in KINDS[kind] for study in SOURCES[source]]
+
+
+def by_study(tuned: Mapping[str, Sequence[Gain]]) -> dict[str, Gain]:
+    """Means over the splits."""
+    return {name: tuple(np.mean(pairs, 0).tolist()) for name, pairs in tuned.items()}
+
+
+def draw(file: Path, found: dict) -> None:
+    """The gain by the number of labels, of each kind."""
+    rows = {}
+    for kind in reversed(KINDS):
+        for count in COUNTS:
+            pairs = of_kind(by_study(found["tuned"]["3"][str(count)]), kind)
+            rows[f"{kind}, {count} labels"] = dict(
+                zip(("ID", "OOD"), (interval(list(column)) for column in zip(*pairs, strict=True)), strict=True)
+            )
+    dots(file, rows, "FTPAdamW minus AdamW, points")
 
 
 def summary(studies: Mapping[str, dict]) -> dict:
@@ -130,8 +153,7 @@ def tables(found: dict, studies: Mapping[str, dict]) -> tuple[Table, Table]:
     header, rows = ["AdamW's rate", "all ten", *KINDS, *SOURCES], []
     for grid in GRIDS:
         for count in COUNTS:
-            of = {name: tuple(np.mean(pairs, 0).tolist()) for name, pairs in found["tuned"][grid][str(count)].items()}
-            rows.append([f"best of {grid} on {count}", *by_kind(of)])
+            rows.append([f"best of {grid} on {count}", *by_kind(by_study(found["tuned"][grid][str(count)]))])
     rows.append(["each at its best rate", *by_kind({name: tuple(pair) for name, pair in found["best"].items()})])
     each = []
     for name, content in studies.items():
@@ -143,19 +165,23 @@ def tables(found: dict, studies: Mapping[str, dict]) -> tuple[Table, Table]:
     return (header, rows), (["study, 100 examples", *(f"best of {grid}" for grid in GRIDS)], each)
 
 
-def draw(file: Path, found: dict, grid: str = "3") -> None:
-    """FTP minus AdamW over the number of examples, by kind of task, with 95 % intervals."""
-    panels: dict[str, dict[str, Curve]] = {}
-    for place, title in enumerate(("in distribution", "out of distribution")):
-        for kind, sources in KINDS.items():
-            studies = [study for source in sources for study in SOURCES[source]]
-            columns = [
-                [mean(g[place] for g in found["tuned"][grid][str(count)][s]) for s in studies] for count in COUNTS
-            ]
-            middles, halves = zip(*map(interval, columns), strict=True)
-            panels.setdefault(title, {})[f"{len(studies)} tasks of {kind}"] = Curve(COUNTS, middles, halves)
-    curves(file, panels, "labels to choose AdamW's learning rate on", "FTP - AdamW, points", log_x=True, ticks=COUNTS,
-           from_zero=True)  # fmt: skip
+def at_one_rate(studies: Mapping[str, dict]) -> Table:
+    """Of AdamW and FTP, minus AdamW at its best rate: the mean over the studies where all have the rate, and the
+    worst."""
+    rows, scores = [], {name: scores_of(content) for name, content in studies.items()}
+    for rate in ONE_RATE:
+        row = [f"{rate:g}"]
+        for method in ("adamw", "ftp"):
+            found = []
+            for name, own in scores.items():
+                plain = studies[name]["summary"]["adamw"]
+                for splits in (own[method][at] for at in own[method] if _is_one_of(at, [rate])):
+                    found.append([mean(s[which] for s in splits) - mean(plain[which]) for which in WHICH])
+            for of in (mean, min):
+                there = zip(*found, strict=True) if len(found) == len(studies) else ()
+                row.append(" / ".join(f"{of(column):+.1f}" for column in there))
+        rows.append(row)
+    return ["rate", "AdamW", "worst", "FTP", "worst"], rows
 
 
 def radii(studies: Mapping[str, dict], runs: Mapping[str, dict]) -> dict[str, dict[str, Gain]]:
@@ -196,6 +222,56 @@ def of_radii(found: Mapping[str, dict[str, Gain]]) -> tuple[Table, Table]:
     )
 
 
+def without_rate(studies: Mapping[str, dict], runs: Mapping[str, dict]) -> dict[str, dict[str, dict]]:
+    """By task and by method: its splits, and its mean on them minus those of AdamW at its best rate, of FTP at FTP_LR,
+    and of what FTP goes around."""
+    found: dict[str, dict[str, dict]] = {}
+    for name, run in runs.items():
+        study, scores = studies[name], scores_of(run)
+        (at,) = [rate for rate in scores_of(study)["ftp"] if _is_one_of(rate, [FTP_LR])]
+        others = {which: {"AdamW": study["summary"]["adamw"][which]} for which in WHICH}
+        for which in WHICH:
+            others[which]["FTP"] = [split[which] for split in scores_of(study)["ftp"][at]]
+        places = {str(seed): place for place, seed in enumerate(study["config"]["seeds"])}
+        seeds = {m: [r["seed"] for r in run["results"].values() if m in r["answers"]] for m in scores}
+        own = {m: dict(zip(seeds[m], next(iter(of_rate.values())), strict=True)) for m, of_rate in scores.items()}
+        for method, splits in own.items():
+            minus = {
+                other: [
+                    mean(splits[s][which] - others[which][other][places[str(s)]] for s in splits) for which in WHICH
+                ]
+                for other in ("AdamW", "FTP")
+            }
+            if (base := own.get(method.removeprefix("ftp_"), splits)) is not splits:
+                minus["base"] = [mean(splits[s][which] - base[s][which] for s in splits) for which in WHICH]
+            found.setdefault(name, {})[method] = {"splits": list(splits), "minus": minus}
+    return found
+
+
+def of_defaults(found: Mapping[str, dict[str, dict]]) -> tuple[Table, Table]:
+    """Each task, minus AdamW; and means over the tasks."""
+    methods = list(dict.fromkeys(method for own in found.values() for method in own))
+    alone = [method for method in methods if not method.startswith("ftp_")]
+    rows, sums = [], []
+    for name, own in found.items():
+        cells = [" / ".join(f"{x:+.1f}" for x in own[m]["minus"]["AdamW"]) if m in own else "" for m in alone]
+        rows.append([f"free-{name}", ", ".join(map(str, own[alone[0]]["splits"])), *cells])
+    kinds = {"": [*found]} | {f", {kind}": [n for s in own for n in SOURCES[s]] for kind, own in KINDS.items()}
+    for method, (kind, names) in product(methods, kinds.items()):
+        there = [found[name][method] for name in names if method in found.get(name, {})]
+        if kind and len(there) < 2:
+            continue
+        splits = sorted({len(one["splits"]) for one in there})
+        row = [title(method) + kind, str(len(there)), " to ".join(map(str, dict.fromkeys((splits[0], splits[-1]))))]
+        for other in ("AdamW", "FTP", "base"):
+            pairs = [one["minus"][other] for one in there if other in one["minus"]]
+            row.append(both(pairs) if len(pairs) > 2 else "")
+        worst = zip(*(one["minus"]["AdamW"] for one in there), strict=True)
+        sums.append([*row, " / ".join(f"{min(values):+.1f}" for values in worst)])
+    header = ["", "tasks", "splits", "minus AdamW", f"minus FTPAdamW at {FTP_LR:g}", "minus its base alone"]
+    return (["minus AdamW", "splits", *map(title, alone)], rows), ([*header, "worst task, minus AdamW"], sums)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`--studies`: a folder with those of rates, to which this one is added."""
 
@@ -206,8 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         found = summary(contents)
         every, each = tables(found, contents)
-        runs = {name: studies / f"radius-{name}" / "metrics.json" for name in contents}
-        moved = radii(contents, {name: json.loads(file.read_text()) for name, file in runs.items() if file.exists()})
+
+        def runs(kind: str) -> dict[str, dict]:
+            files = {name: studies / f"{kind}-{name}" / "metrics.json" for name in contents}
+            return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+        moved, free = radii(contents, runs("radius")), without_rate(contents, runs("free"))
         text = [
             "# One rate against a tuned one",
             f"FTPAdamW at {FTP_LR:g}, minus AdamW at the rate that is best on so many examples of the test in "
@@ -216,19 +296,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "has in a study. ID / OOD, with the 95 % interval of the mean by Student's t over the studies; a source "
             "has too few of them for one.",
             "\n".join(markdown(*every)),
-            "![FTP minus AdamW by the number of labels](gain.png)",
+            "![FTP minus AdamW at the best of three rates, by the labels that choose it; 95 % intervals](gain.png)",
             "Study by study, with 95 % intervals over the five splits, which share examples (Nadeau and Bengio 2003):",
             "\n".join(markdown(*each)),
+            "## One rate for all",
+            "Minus AdamW with a rate of its own for each study, ID / OOD: the mean of all ten, and the worst one:",
+            "\n".join(markdown(*at_one_rate(contents))),
             "## The rate of the radii",
             "FTPAdamW minus AdamW at its best rate, ID / OOD, on the first three splits, by both rates of FTP:",
             *("\n".join(markdown(*part)) for part in of_radii(moved)),
+            "## Without a learning rate",
+            "Optimizers at their packages' defaults, ID / OOD, minus AdamW at its best rate, on the splits that were "
+            "run, and means over the tasks with their 95 % intervals by Student's t:",
+            *("\n".join(markdown(*part)) for part in of_defaults(free)),
             "Made of the answers that the studies have stored: `python -m experiments.sensitivity.tuning`.",
         ]  # fmt: skip
         out = studies / "tuning"
         out.mkdir(exist_ok=True)
         draw(out / "gain.png", found)
         checkpoint.write_text(out / "report.md", "\n\n".join(text) + "\n")
-        checkpoint.write_text(out / "metrics.json", json.dumps(found | {"radii": moved}, indent=1) + "\n")
+        checkpoint.write_text(out / "metrics.json", json.dumps(found | {"radii": moved, "free": free}, indent=1) + "\n")
         print("\n".join(markdown(*every)))
 
     tyro.cli(run, args=arguments, prog="python -m experiments.sensitivity.tuning")

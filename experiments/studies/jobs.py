@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
-ALL = ("linear", "adamw", "adamw_decay", "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "wise")
+ALL = (
+    "linear", "adamw", "adamw_decay", "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "wise", "wise_ftp",
+)  # fmt: skip
 FAMILY = (
     "adamw", "ftp", "l2sp", "l2sp_decoupled", "cautious", "spd", "maps", "digrap", "mars_sp", "mixout", "wise",
     "learned_wise", "lines", "model_stock", "hypergradient",
 )  # fmt: skip
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
-DENSE_LRS = ("--lrs", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "--wider", "linear", "1e-1")
 #: What is compared where all methods would take too long, and where even these would.
 CORE = (
     "--methods", "linear", "adamw", "adamw_warmup", "lp_ft", "ftp", "wise", "wise_ftp", "model_stock", "soup",
@@ -24,6 +25,8 @@ BESIDE = ("adamw", "1.1e-4", "adamw", "3.5e-4")  # halfway to the rates beside A
 WIDER = ("--wider", "ftp", "6e-5", "linear", "6e-2", *BESIDE)  # two choices were at an end of their grids
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 TENTH = ("--radius-lrs", "0.1")
+ONE_SPLIT = ("--seeds", "0")  # a machine that others used had no time for more
+PRODIGY = ("--methods", "prodigy", *ONE_SPLIT)
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
 
 
@@ -42,17 +45,13 @@ class Job:
         return " ".join(("python -m", self.module, *self.arguments))
 
 
-_CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
+_CLASSIFY, _LANGUAGE = "experiments.classification", "experiments.language"
 _TUNING, _META = "experiments.tuning", "experiments.meta"
-_HYPER, _LANGUAGE = "experiments.hypergradients", "experiments.language"
 _RATES = "experiments.sensitivity"
-_SOME_WAYS = ("--ways", "paper", "exact", "train4", "validation4")
 
 FULL = (
-    Job("segmentation", "scenes of emoji in other styles and under corruptions, every method", _SEGMENT,
-        ("--method", *ALL, *DENSE_LRS, *PLAIN, "--epochs", "5")),
     Job("classification", "emoji in other styles, every method", _CLASSIFY,
-        ("--method", *ALL, "wise_ftp", *LRS, *PLAIN, "--epochs", "6")),
+        ("--method", *ALL, *LRS, *PLAIN, "--epochs", "6")),
     Job("family", "emoji in other styles, every way to stay near the anchor", _CLASSIFY,
         ("--method", *FAMILY, *LRS, *PLAIN, "--epochs", "6")),
     Job("language-muon", "FTP around Muon, of which a step costs as much as eight of AdamW", _LANGUAGE,
@@ -93,19 +92,24 @@ FULL = (
             ("opinions-products", "the same, fine-tuned on products", "--domain", "products", *OPINIONS, *TENTH),
         )
     ),
-    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
-    Job("hypergradients-imagenet", "the same from ImageNet's weights, which know nothing of emoji", _HYPER,
-        ("--anchor", "imagenet", *_SOME_WAYS)),
     *(
-        Job(name, about, f"{_HYPER}.language", ("--anchor", anchor, *_SOME_WAYS, "--ways-epochs", "1"))
-        for name, anchor, about in (
-            ("hypergradients-language", "topics", "the same of a transformer, on tweets"),
-            ("hypergradients-language-plain", "minilm", "the same from MiniLM as it comes"),
+        Job(f"free-{name}", f"optimizers without a learning rate: {about}", f"{_RATES}.free",
+            ("--anchor", name.partition("-")[0], *options))
+        for name, about, *options in (
+            ("styles", "emoji, from an anchor that knows them", *FLUENT, *ONE_SPLIT),
+            ("imagenet", "emoji, from ImageNet's weights", *FLUENT, *ONE_SPLIT),
+            ("topics", "tweets, from an anchor that knows them", *AIRLINES, *ONE_SPLIT),
+            ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *ONE_SPLIT),
+            ("cells", "solar cells, from ImageNet's weights", *PRODIGY),
+            ("cells-poly", "the same the other way round", "--domain", "poly", *PRODIGY),
+            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *PRODIGY),
+            ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS, *ONE_SPLIT),
+            ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS, *ONE_SPLIT),
+            ("opinions-products", "product reviews", "--domain", "products", *OPINIONS, *ONE_SPLIT),
         )
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
-    Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
         f"{_META}.few_labels"),
     Job("few-labels-ten", "nine of its methods on ten splits", f"{_META}.few_labels",
@@ -120,11 +124,7 @@ FULL = (
 
 FAST = (
     Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, ("--fast",), alone=True),
-    Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, ("--fast",), alone=True),
     Job("language", "sentiment of tweets, AdamW and FTP", _LANGUAGE, ("--fast",), alone=True),
-    Job("hypergradients", "one-step and full hypergradients up to K = 4", _HYPER,
-        ("--depths", "1", "2", "4", "--points", "4", "40", "--epochs", "3", "--ways", "paper", "validation4",
-         "--ways-epochs", "2", "--seeds", "0"), alone=True),
     Job("sensitivity-imagenet", "AdamW, FTP and WiSE-FT at two learning rates", _RATES, ("--fast",)),
     *(Job(job.name, job.about, job.module, ("--fast",)) for job in FULL
       if job.module.startswith((_TUNING, _META)) and not job.name.startswith("few-labels-")),

@@ -19,7 +19,8 @@ from .running import Ran, ran
 from .small_task import STUDY, Config, Points
 
 WITH_RADII = {
-    "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_share", "ftp_radius", "ftp_start", "tpgm", "mars_sp"
+    "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_share", "ftp_radius", "ftp_start", "tpgm", "mars_sp",
+    "ftp_prodigy", "ftp_dadapt", "ftp_ldog", "ftp_schedule_free",
 }  # fmt: skip
 TRAINED = METHODS.keys() - FOLLOWS.keys()
 
@@ -233,7 +234,7 @@ def test_every_method_leaves_its_scores_steps_and_radii():
         assert all(0 < float(row["loss"]) < 10 and float(row["seconds"]) > 0 for row in rows)
         rates = [float(row["lr"]) for row in rows]
         if method not in ("adamw_warmup", "adamw_layers", "hypergradient", "lora"):
-            assert rates == pytest.approx(cosine(5e-4, 4), rel=1e-5)
+            assert rates == pytest.approx([5e-4] * 4 if METHODS[method].constant else cosine(5e-4, 4), rel=1e-5)
     losses = [float(row["loss"]) for row in steps_of("all", "ftp-seed0")]
     expected = [sum(losses[:2]) / 2, sum(losses[2:]) / 2]
     assert content["results"]["ftp-seed0"]["losses"] == pytest.approx(expected, rel=1e-5)

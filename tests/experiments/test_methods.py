@@ -1,13 +1,20 @@
 """What each method of the comparisons stands for: its optimizer, options, and which parameters it moves and holds."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import hyperopt_ftp as hft
 from experiments.classification.task import Config
+from experiments.common.comparison import Comparison
 from experiments.common.methods import METHODS, adamw, keep_mean, kept_mean
 from experiments.common.task import Network
+from experiments.common.trainer import Trainer
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW
+
+from .small_task import Config as PointsConfig
+from .small_task import Points
 
 
 class Small(Network):
@@ -124,12 +131,31 @@ def test_layer_wise_learning_rates_fall_to_a_tenth_at_the_first_layer():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
 
 
-def test_the_kept_mean_is_exponential_from_the_first_step_on():
+@pytest.mark.parametrize(("method", "shares"), [("ema", (0.81, 0.09, 0.1)), ("ldog_mean", (1 / 55, 9 / 55, 45 / 55))])
+def test_the_kept_mean_is_as_its_method_weighs_the_steps(method, shares):
+    """LDoG's: the second step moves it by 9/10 of the way, the third by 9/11."""
     model, optimizer = begun(Small, lambda model: adamw(model, Config(), 0.1))
-    keep_mean(optimizer)
-    one, two, three = stepped(model, optimizer)
+    assert METHODS[method].mean is not None
+    keep_mean(optimizer, METHODS[method].mean)
+    steps = list(stepped(model, optimizer))
     for name, mean in kept_mean(model, optimizer).items():
-        torch.testing.assert_close(mean, 0.81 * one[name] + 0.09 * two[name] + 0.1 * three[name])
+        expected = sum(share * step[name] for share, step in zip(shares, steps, strict=True))
+        torch.testing.assert_close(mean, expected)
+
+
+@pytest.mark.parametrize("method", ["schedule_free", "ftp_schedule_free"])
+def test_the_weights_of_a_schedule_free_training_are_those_to_deploy(method, quiet, tmp_path):
+    """The mean over the steps, not the points between it and the last one at which gradients are taken."""
+    task = Points()
+    comparison = Comparison(Trainer(task, quiet), PointsConfig(epochs=2), task.new_model().state_dict(), tmp_path)
+    fitted = comparison.fit(method, 0, 0.01, "once")
+    optimizer: Any = fitted.training.optimizer
+    deployed = {name: value.clone() for name, value in fitted.model.named_parameters()}
+    optimizer.train()
+    for name, value in fitted.model.named_parameters():  # y = (1 - beta) z + beta x
+        z = optimizer.state[value]["z"]
+        torch.testing.assert_close(value, torch.lerp(z, deployed[name], 0.9))
+        assert not torch.equal(value, deployed[name])
 
 
 class Attention(Small):

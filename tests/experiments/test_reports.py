@@ -67,7 +67,7 @@ def test_the_driver_publishes(started, tmp_path):
     assert (to / "towers" / "metrics.json").read_text() == json.dumps(record())
 
     # With the runs gone, what is kept stays in the index, as it was run; a run without its figure replaces nothing.
-    (tmp_path / "none" / "segmentation").mkdir(parents=True)
+    (tmp_path / "none" / "classification").mkdir(parents=True)
     index += "\nWritten by hand.\n"
     (to / "README.md").write_text(index)
     publish([replace(job, arguments=("--another",)) for job in FULL], tmp_path / "none", to)
@@ -82,7 +82,7 @@ def test_the_driver_publishes(started, tmp_path):
 
 def test_unknown_studies_are_refused(started, capsys):
     assert cli.main(["--only", "towers", "demos"]) == 2
-    assert "--only demos: the studies are segmentation, classification" in capsys.readouterr().err
+    assert "--only demos: the studies are classification, family" in capsys.readouterr().err
     assert cli.main(["--fast", "--publish", "docs"]) == 2
     assert "--publish is for the full studies" in capsys.readouterr().err
     assert cli.main(["--workers", "0"]) == 2
@@ -127,4 +127,4 @@ def test_kept_reports_are_made_again_from_their_numbers(job, tmp_path, monkeypat
 def test_without_a_finished_run_there_is_nothing_to_draw(tmp_path, capsys):
     write(tmp_path / "towers", record(status="running"))
     assert redraw(tmp_path)[0] == 2
-    assert "no finished run of segmentation, classification" in capsys.readouterr().err
+    assert "no finished run of classification, family" in capsys.readouterr().err

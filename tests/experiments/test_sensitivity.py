@@ -9,11 +9,12 @@ import torch
 
 from experiments.common.estimate import interval
 from experiments.common.task import percent_right
+from experiments.sensitivity.free.study import STUDY as FREE
 from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
 from experiments.sensitivity.radius.study import STUDY as RADIUS
 from experiments.sensitivity.study import STUDY
 from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
-from experiments.sensitivity.tuning import drawn, gain, of_splits, radii
+from experiments.sensitivity.tuning import at_one_rate, drawn, gain, of_defaults, of_splits, radii, without_rate
 from tests.experiments.running import ran, results
 
 
@@ -215,6 +216,40 @@ def test_a_tiny_run_of_the_rate_of_radii(tmp_path, cache):
     assert found["lr 0.01, radius_lr 0.1"] == (scores["id"] - 1.0, scores["ood"] - 2.0)
 
 
+def test_optimizers_without_a_rate_get_more_splits_and_go_within_radii(cache, tmp_path):
+    """First each alone on one split; then on another, and within radii on the first. What was made stays."""
+    out = tmp_path / "run"
+    tiny = ["--anchor", "imagenet", "--methods", "ldog", "ldog_mean", "ftp_ldog", "ftp_ldog_mean", "--epochs", "6"]
+    tiny += ["--limit", "48", "--out", str(out)]
+    assert ran(FREE, *tiny, "--seeds", "0").begun == ["split 0, ldog"]
+    one = json.loads((out / "metrics.json").read_text())
+    more = ran(FREE, *tiny, "--seeds", "0", "1", "--within", "0")
+    assert more.begun == ["split 1, ldog", "split 0, ftp_ldog"]
+    run = json.loads((out / "metrics.json").read_text())
+    assert run["results"]["split 0, ldog"] == one["results"]["split 0, ldog"]
+    assert run["data"]["tests"]["0"] == one["data"]["tests"]["0"]
+    assert {len(splits) for of in scores_of(run).values() for splits in of.values()} == {1, 2}
+    assert run["results"]["split 0, ftp_ldog"]["answers"].keys() == {"ftp_ldog", "ftp_ldog_mean"}
+    assert "| FTP around LDoG, averaged | 1 |" in (out / "report.md").read_text()
+    answers = {str(seed): run["results"][f"split {seed}, ldog"]["answers"]["ldog"] for seed in (0, 1)}
+    usual = {seed: {"lr": 6e-4, "seed": int(seed), "answers": {"ftp": given}} for seed, given in answers.items()}
+    study = {"results": usual, "data": run["data"], "config": {"seeds": [0, 1]}}
+    study["summary"] = {"adamw": {"id": [1.0, 3.0], "ood": [2.0, 4.0]}}
+    found = without_rate({"imagenet": study}, {"imagenet": run})["imagenet"]
+    scores = {name: next(iter(of.values())) for name, of in scores_of(run).items()}
+    both = scores["ldog"]
+    assert found["ldog"]["splits"] == [0, 1]
+    assert found["ldog"]["minus"]["FTP"] == [0, 0]
+    expected = [sum(s[which] for s in both) / 2 - plain for which, plain in (("id", 2.0), ("ood", 3.0))]
+    assert found["ldog"]["minus"]["AdamW"] == pytest.approx(expected)
+    (own,), alone = scores["ftp_ldog"], both[0]
+    assert found["ftp_ldog"]["splits"] == [0]
+    assert found["ftp_ldog"]["minus"]["base"] == pytest.approx([own[which] - alone[which] for which in ("id", "ood")])
+    (_, (row,)), (_, sums) = of_defaults({"imagenet": found})
+    assert row[:2] == ["free-imagenet", "0, 1"]
+    assert {tuple(cells[1:3]) for cells in sums} == {("1", "2"), ("1", "1")}
+
+
 def test_a_gain_is_that_by_hand():
     """Six groups of one example. AdamW's first rate is right on 0 and 1, its second on 2 to 5, FTP on 0, 2 and 3. Held
     out are 0 and 1: the first rate is taken, which has none of the other four, FTP two. Then 2 and 3: the second, with
@@ -226,6 +261,23 @@ def test_a_gain_is_that_by_hand():
     own, out = gain(ids, [ood], held)
     assert own == pytest.approx(100 * ((2 / 4 - 0) + (1 / 4 - 2 / 4) + (1 / 4 - 2 / 4)) / 3)
     assert out == pytest.approx(100 * ((1 - 1) + (2 / 2 - 0) + (1 - 1 / 2)) / 3)
+
+
+def test_one_rate_for_all_is_compared_with_each_best():
+    """Of two studies of one split: AdamW has 6e-5 in both, FTP in one alone."""
+    test = {"classes": "0110", "groups": "a,b,c,d"}
+    studies = {}
+    for name, right, best in (("one", "0110", 75.0), ("two", "0000", 35.0)):
+        answers = {"adamw": {"own": right, "other": "0111"}}
+        results = {"adamw": {"lr": 6e-5, "seed": 0, "answers": answers}}
+        if name == "one":
+            results["ftp"] = {"lr": 10 * 6e-6, "seed": 0, "answers": {"ftp": answers["adamw"]}}
+        data = {"tests": {"0": {"own": test, "other": test}}, "by_class": False}
+        studies[name] = {"results": results, "data": data, "summary": {"adamw": {"id": [best], "ood": [50.0]}}}
+    studies["two"]["results"]["ftp"] = {"lr": 1.0, "seed": 0, "answers": {"ftp": answers["adamw"]}}
+    _, (first, *others) = at_one_rate(studies)
+    assert first == ["6e-05", "+20.0 / +25.0", "+15.0 / +25.0", "", ""]
+    assert {cell for row in others for cell in row[1:]} == {""}
 
 
 def test_what_is_drawn_are_groups_of_the_test():

@@ -222,25 +222,6 @@ def test_embeddings_of_tokens_that_no_text_has_change_nothing(optimizer):
         model(torch.tensor([[101, 8, 102]]))
 
 
-@pytest.mark.parametrize("anchor", ["topics", "minilm"])
-def test_hypergradients_of_a_transformer(anchor, tmp_path, monkeypatch):
-    """Of every layer that has an anchor, the closed form as full one; the ways of fine-tuning leave a new head free."""
-    from experiments.hypergradients.language import study as hypergradients
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hypergradients, "minilm", narrow)
-    plan = ("--points", "2", "--depths", "1", "2", "--ways", "paper", "validation1", "--ways-epochs", "1")
-    assert hypergradients.main([*TINY, *plan, "--anchor", anchor, "--out", "runs/one"]) == 0
-    content = json.loads(Path("runs/one/metrics.json").read_text())
-    results = content["results"]
-    layers = results["point-2"]["layers"]
-    assert ("classifier.weight" in layers) == (anchor == "topics")
-    found = results["point-2"]["gradients"]["training"]
-    assert found["exact"] == pytest.approx(found["K=1"], rel=1e-3, abs=1e-4)  # float32
-    assert {len(values) for values in found.values()} == {len(layers)}
-    assert {results[name]["steps"] for name in ("paper-seed0", "validation1-seed0")} == {4}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -175,7 +175,7 @@ def character(code: str) -> str:
 
 def joined(one: Pictures, other: Pictures) -> Pictures:
     fields = {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in ("images", "labels", "domains")}
-    return replace(one, **fields, items=one.items + other.items, groups=one.groups + other.groups, alpha=None)
+    return replace(one, **fields, items=one.items + other.items, groups=one.groups + other.groups)
 
 
 def shuffled(index: Tensor, seed: int) -> Tensor:

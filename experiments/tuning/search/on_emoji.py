@@ -63,7 +63,7 @@ def small_pictures(cache: Path, progress: Progress) -> Pictures:
     """The emoji as they are, but small: means of 2 x 2 pixels, from 0 to 255."""
     drawn = emoji_pictures(cache, progress)
     x = nn.functional.avg_pool2d(drawn.images.float(), drawn.images.shape[-1] // SMALL)
-    return replace(drawn, images=x, alpha=None)
+    return replace(drawn, images=x)
 
 
 def one_of_each(features: Pictures) -> Examples:

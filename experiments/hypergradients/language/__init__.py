@@ -1,1 +1,0 @@
-"""The same question on tweets, whose network is a transformer."""

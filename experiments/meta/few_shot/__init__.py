@@ -1,1 +1,0 @@
-"""Few-shot learning across drawing styles."""
