@@ -189,8 +189,9 @@ def first_order() -> Pairs:
 
 
 def truncated() -> Pairs:
-    p, lr, data = {n: w.detach() for n, w in weights().items()}, number(0.3), batches()
-    run = hft.train(hft.sgd(lr=lr), loss, p, data, strategy=hft.Unroll(truncate=2))
+    p, lr, data = weights(), number(0.3), batches()
+    fixed = {n: w.detach() for n, w in p.items()}  # truncated training has no derivative in its start
+    run = hft.train(hft.sgd(lr=lr), loss, fixed, data, strategy=hft.Unroll(truncate=2))
     begin = {n: w.detach().requires_grad_() for n, w in loop(loss, p, data[:2], sgd(lr)).items()}
     yield from ends(run.params, loop(loss, begin, data[2:], sgd(lr)), lr)
 
