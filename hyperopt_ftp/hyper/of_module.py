@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -56,12 +57,13 @@ def of_module(
         method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams. A name: that method of
             the module, ``net.elbo(batch)``. ``None``: ``net(batch)``.
         buffers: first values by name; ``None``, and names that are absent: those that the module has when training
-            begins. All that are in its ``state_dict()`` are carried.
+            begins. All that are in its ``state_dict()`` are carried; integers up to 2^53.
 
     Raises:
         TypeError: no module; a method that cannot be called; when called, params that are no dict.
-        ValueError: buffers or a method that the module lacks; when called, names that it lacks; a buffer that a step
-            gives a graph or another shape; sharded params; a ``data_parallel(reduction="sum")`` loss.
+        ValueError: buffers or a method that the module lacks; when called, names that it lacks; when trained, buffers
+            among the params, or of another module in the state; a buffer that a step gives a graph or another shape;
+            sharded params; a ``data_parallel(reduction="sum")`` loss.
 
     The library's activation checkpointing (``gradient_checkpointing_enable()`` of Hugging Face's models) computes again
     with the params of the call. For your own: ``checkpoint(block, x, use_reentrant=False, context_fn=loss.contexts)``.
@@ -128,7 +130,14 @@ class OfModule:
             raise ValueError("a loss of a module with buffers takes plain params, got DTensors; write it as a function")
         if isinstance(train_loss, DataParallel) and train_loss.reduction == "sum":
             raise ValueError('buffers are averaged over processes: take data_parallel(loss, reduction="mean")')
+        if own := [name for name in params if name in self.carried]:
+            raise ValueError(
+                f"params has {own[0]!r}, a buffer, which goes from step to step and is not trained: leave it out, "
+                "dict(net.named_parameters()); first values are of_module(..., buffers=...)"
+            )
         once, stated = self._once(params), isinstance(state, BufferedState)
+        if stated and (other := sorted(state.buffers.keys() ^ self.carried.keys())):
+            raise ValueError(f"state has the buffers of another module: only one of them has {few(other)}")
 
         def back(run: TrainOutputs) -> TrainOutputs:
             new = run.params.params
@@ -202,10 +211,12 @@ class OfModule:
         return {n: x for n, x in params.items() if seen.setdefault(self._first[n], n) == n}
 
     def _joined(self, buffers: Mapping[str, Tensor]) -> Tensor:
-        rows = [buffers[name].reshape(-1).to(_WIDE) for name in self.carried]
+        # 0 times an infinite entry, of a mask or a minimum that has seen nothing, would be NaN.
+        rows = [torch.nan_to_num(buffers[name].reshape(-1).to(_WIDE), nan=math.nan) for name in self.carried]
         return torch.cat(rows) if rows else torch.zeros(0, dtype=_WIDE)
 
     def _apart(self, vector: Tensor) -> dict[str, Tensor]:
+        vector = torch.where(vector.abs() == torch.finfo(_WIDE).max, 2 * vector, vector)  # infinite again
         parts = vector.split([x.numel() for x in self.carried.values()])
         pairs = zip(self.carried.items(), parts, strict=True)
         return {

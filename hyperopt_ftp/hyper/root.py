@@ -123,8 +123,9 @@ def fixed_point(
 def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: Any) -> Any:
     start, rebuild = tree.flatten(x0)
     check_params(x0)
-    if not start or any(x.dtype in tree.NARROW for x in start):
-        raise TypeError(f"{name}: x0 must hold float32 or float64 tensors, got {[x.dtype for x in start]}")
+    if not all(x.numel() for x in start) or not start or any(x.dtype in tree.NARROW for x in start):
+        got = [f"{tuple(x.shape)} {x.dtype}" for x in start]
+        raise TypeError(f"{name}: x0 must hold float32 or float64 tensors, got {got}")
     if torch.is_inference_mode_enabled() or Replay().autocasts:
         raise RuntimeError(f"{name} needs gradients in full precision: leave torch.inference_mode() and autocast")
     check_leaves([*start, *tree.leaves(theta)])
@@ -149,7 +150,7 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
             x = _iterated(system, name == "root", *columns)
         else:
             with torch.enable_grad():
-                found = solve(rebuild(start), given(own, constants))
+                found = solve(rebuild([x.clone() for x in start]), given(own, constants))  # it may write into x0
             x = [v.detach() for v in _fitted(f"{name}: what solve returned", found, start, rebuild)]
         _judge(name, system, x, *columns)
         return x
@@ -214,9 +215,21 @@ def _iterated(system: System, by_newton: bool, start: Vector, *rest: Vector) -> 
         else:
             change = system.function(x, start, *rest)
         x = [u - v for u, v in zip(x, change, strict=True)]
-        if not _largest(norm(change), x, start) > small:  # NaN too
+        if not _far(change, x, start) > small:  # NaN too
             break
     return x
+
+
+def _far(change: Vector, x: Vector, start: Vector) -> float:
+    """A step relative to each entry, or to the way to it, or to a small share of all: entries may differ in size."""
+    least = torch.finfo(x[0].dtype).eps ** 0.25 * torch.maximum(
+        norm(x), norm([u - v for u, v in zip(x, start, strict=True)])
+    )
+    rows = []
+    for c, u, v in zip(change, x, start, strict=True):
+        size = torch.maximum(torch.maximum(u.abs(), (u - v).abs()), least.to(u))
+        rows.append(torch.where(c == 0, 0.0, c.abs() / size).max())
+    return max(values_of(row).max().item() for row in rows)
 
 
 def _largest(distance: Tensor, x: Vector, start: Vector) -> float:

@@ -16,13 +16,13 @@ from ..tree import working
 Weights: TypeAlias = Mapping[str, Tensor]
 
 #: LoRA's two factors, by the names of peft and loralib, torchtune, diffusers. A weight gets their product, B A.
-_FACTOR = re.compile(r"\blora(?:_embedding)?[_.](A|a|down|B|b|up)\b")
+_FACTOR = re.compile(r"(?:\b|_)lora(?:_embedding)?[_.](A|a|down|B|b|up)\b")
 _SECOND = {"A": "B", "a": "b", "down": "up"}
 
 #: Parts of adapters that are no product of two, by the names of peft: DoRA, AdaLoRA, LoHa, LoKr, OFT and the like.
-_OTHER = re.compile(r"(?:^|\.)(?:lora_(?:magnitude_vector|E)\b|(?:hada|lokr|b?oft|vera|vblora|randlora|hra)_)")
+_OTHER = re.compile(r"(?:^|\.)(?:lora_(?:magnitude_vector|E|mid)\b|(?:hada|lokr|b?oft|vera|vblora|randlora|hra)_)")
 
-_MERGE = "mix whole weights instead, as of peft's merge_and_unload()"
+MERGE = "mix whole weights instead, as of peft's merge_and_unload()"
 
 
 def lerped(w: Tensor, w0: Tensor, share: Any) -> Tensor:
@@ -97,7 +97,7 @@ def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
 
 
 def not_zero(name: str) -> ValueError:
-    return ValueError(f"LoRA's product of {name!r} and its other factor must be 0 in anchor; {_MERGE}")
+    return ValueError(f"LoRA's product of {name!r} and its other factor must be 0 in anchor; {MERGE}")
 
 
 def factors(names: Iterable[str], mixed: Iterable[str]) -> dict[str, str]:
@@ -111,5 +111,5 @@ def factors(names: Iterable[str], mixed: Iterable[str]) -> dict[str, str]:
     whole = {name for a, b in pairs.items() if b in found for name in (a, b)}
     alone = {name for name in found.keys() - whole if not name.endswith("bias")}  # B's own, which is no factor
     if wrong := [name for name in mixed if name in alone or _OTHER.search(name)]:
-        raise ValueError(f"{wrong[:5]} are of adapters that are not LoRA's product of two factors; {_MERGE}")
+        raise ValueError(f"{wrong[:5]} are of adapters that are not LoRA's product of two factors; {MERGE}")
     return {a: b for a, b in pairs.items() if b in found}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..tree import working
-from .entries import Weights, copied, ends, factors, not_zero
+from .entries import MERGE, Weights, copied, ends, factors, not_zero
 
 
 @explained()
@@ -69,6 +69,9 @@ def model_stock(
         if wrong:
             raise ValueError(f"models must have the same shapes, but {wrong[:5]} differ")
     names, pairs = set.intersection(*map(set, far)), factors(first, first)
+    scales = [n for n in first if n.endswith(".alpha") and any(a.startswith(f"{n[:-5]}lora_") for a in pairs)]
+    if scales:
+        raise ValueError(f"{scales[:5]} are divided by the rank, which is K times as large afterwards; {MERGE}")
     firsts, merged, ratios = {b: a for a, b in pairs.items()}, {}, {}
     for name, w in first.items():
         if not isinstance(w, Tensor) or not w.is_floating_point():

@@ -523,3 +523,43 @@ def test_without_buffers_a_run_has_none():
     assert run.buffers == {}
     assert not isinstance(run.state, BufferedState)
     net.load_state_dict({**run.params, **run.buffers})
+
+
+class Lowest(nn.Module):
+    """A mask with infinite entries, and a minimum that has seen nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2, dtype=F64))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("lowest", torch.tensor([torch.inf, torch.inf], dtype=F64))
+
+    def forward(self, x):
+        self.lowest = torch.minimum(self.lowest, x.detach())
+        return (self.w * x).square().sum() + self.mask[0] + (self.lowest * self.w).sum()
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=str)
+def test_infinite_entries_of_buffers_go_on(strategy):
+    net, xs = Lowest(), [torch.tensor([2.0, 3.0], dtype=F64), torch.tensor([1.0, 5.0], dtype=F64)]
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    run = hft.train(hft.sgd(), hft.of_module(net), {"w": net.w.detach()}, xs, hparams={"lr": lr}, strategy=strategy)
+    w, low = torch.ones(2, dtype=F64), torch.full((2,), torch.inf, dtype=F64)
+    for x in xs:
+        low = torch.minimum(low, x)
+        w = w - lr * (2 * w * x.square() + low)
+    torch.testing.assert_close(run.params["w"], w, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), lr)[0] for v in (run.params["w"], w)), rtol=1e-12, atol=0)
+    assert torch.equal(run.buffers["mask"], net.mask)
+    assert torch.equal(run.buffers["lowest"], low)
+
+
+def test_buffers_among_params_or_of_another_module_are_refused():
+    net, loss = network(), hft.of_module(network(), fit)
+    with pytest.raises(ValueError, match="params has '1.running_mean', a buffer, which goes from step to step"):
+        hft.train(OPT, loss, {**dict(net.named_parameters()), "1.running_mean": torch.zeros(4, dtype=F64)}, data())
+    params = dict(net.named_parameters())
+    run = hft.train(OPT, loss, params, data())
+    other = run.state._replace(buffers={"e": torch.zeros(1)})
+    with pytest.raises(ValueError, match="state has the buffers of another module: only one of them has"):
+        hft.train(OPT, loss, params, data(), state=other)

@@ -238,3 +238,25 @@ def test_modes_without_precision_or_gradients_are_refused():
     for mode in (torch.inference_mode(), torch.autocast("cpu")):
         with mode, pytest.raises(RuntimeError, match="leave torch.inference_mode.* and autocast"):
             hft.root(minus, ZERO, ONE)
+
+
+def test_entries_of_different_size_are_all_found():
+    """A pressure in pascals beside a share: a step that is small for one is not for the other."""
+    k = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    scales = torch.tensor([1e12, 0.0], dtype=F64)
+
+    def balance(x, k):
+        return torch.stack([x[0] / 1e12 - 1, k * (1 - x[1]) ** 2 - x[1]])
+
+    x = hft.root(balance, scales, k)
+    torch.testing.assert_close(x[1].detach(), torch.tensor(0.5, dtype=F64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(x[1], k)[0], torch.tensor(1 / 12, dtype=F64), rtol=1e-8, atol=0)
+    t = torch.tensor(0.9, dtype=F64, requires_grad=True)
+    x = hft.fixed_point(lambda x, t: torch.stack([x[0] * 0 + 1e5, t * x[1] + 1]), 1e-7 * scales, t)
+    torch.testing.assert_close(x[1].detach(), torch.tensor(10.0, dtype=F64), rtol=1e-9, atol=0)
+
+
+def test_a_solver_may_write_into_its_start():
+    x0, t = torch.ones(2, dtype=F64), torch.tensor(4.0, dtype=F64)
+    hft.root(lambda x, t: x - t, x0, t, solve=lambda x, t: x.copy_(t.expand(2)))
+    assert torch.equal(x0, torch.ones(2, dtype=F64))

@@ -190,3 +190,15 @@ def test_what_has_no_right_mixture_is_refused(call: Callable[..., object], said:
 def test_another_word_than_zero_is_refused():
     with pytest.raises(TypeError, match="by name, or 'zero', got 'zeros'; did you mean 'zero'"):
         hft.wise(adapter(0), "zeros")  # pyright: ignore
+
+
+def test_a_scale_beside_factors_is_refused_where_their_rank_grows():
+    models = [
+        {"q.lora_down.weight": torch.ones(1, 2), "q.lora_up.weight": torch.ones(2, 1), "q.alpha": torch.ones(())}
+    ] * 2
+    with pytest.raises(ValueError, match="q.alpha.*are divided by the rank"):
+        hft.model_stock([{**pair, "q.alpha": torch.ones(())}] * 2, "zero")
+    named = {"a.to_q_lora.down.weight": torch.ones(1, 2), "a.to_q_lora.up.weight": torch.ones(2, 1)}
+    mixed = hft.wise(named, "zero", 0.25)
+    assert torch.equal(mixed["a.to_q_lora.down.weight"], named["a.to_q_lora.down.weight"])
+    assert torch.equal(mixed["a.to_q_lora.up.weight"], 0.75 * named["a.to_q_lora.up.weight"])

@@ -156,3 +156,12 @@ def test_a_pure_state_in_the_wrong_place_is_refused_in_words():
     ):
         with pytest.raises(ValueError, match=words):
             hft.PureOptimizer(params.items(), pure, state=wrong)
+
+
+def test_a_state_of_another_rule_with_the_same_names_is_refused():
+    w = torch.nn.Parameter(torch.ones(2))
+    state = hft.adam().init({"w": w.detach()})
+    with pytest.raises(TypeError, match="state must be of this optimizer, YogiState, got AdamState"):
+        hft.PureOptimizer([("w", w)], hft.yogi(), state=state)
+    with pytest.raises(ValueError, match="leave params out"):
+        hft.state_from(hft.PureOptimizer([("w", w)], hft.adam()), {"w": w})

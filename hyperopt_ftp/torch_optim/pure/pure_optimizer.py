@@ -120,7 +120,10 @@ class PureOptimizer(torch.optim.Optimizer):
         self._seen: tuple[Any, Any] | None = None  # entries of ``state``, and the tree that they are
         if state is not None:
             weights, hparams = self._weights(), self._given()
-            filled = _filled(self._optimizer.init(weights, hparams), dict(tree.named(state)), weights, "state")
+            first = self._optimizer.init(weights, hparams)
+            filled = _filled(first, dict(tree.named(state)), weights, "state")
+            if type(state) is not type(first):  # of the same names
+                raise TypeError(f"state must be of this optimizer, {type(first).__name__}, got {type(state).__name__}")
             self._start(hparams)
             self._keep(copied(filled))
             self._report()

@@ -70,6 +70,8 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
     (tensor(3), 0.2984)
     """
     if isinstance(optimizer, PureOptimizer):
+        if params is not None:
+            raise ValueError("the state of a PureOptimizer is a dict by its own names: leave params out")
         return optimizer.pure_state()
     factory = _PURE.get(type(optimizer).__name__)
     if factory is None or getattr(torch.optim, type(optimizer).__name__) is not type(optimizer):
