@@ -193,9 +193,7 @@ def test_another_word_than_zero_is_refused():
 
 
 def test_a_scale_beside_factors_is_refused_where_their_rank_grows():
-    models = [
-        {"q.lora_down.weight": torch.ones(1, 2), "q.lora_up.weight": torch.ones(2, 1), "q.alpha": torch.ones(())}
-    ] * 2
+    pair = {"q.lora_down.weight": torch.ones(1, 2), "q.lora_up.weight": torch.ones(2, 1)}
     with pytest.raises(ValueError, match="q.alpha.*are divided by the rank"):
         hft.model_stock([{**pair, "q.alpha": torch.ones(())}] * 2, "zero")
     named = {"a.to_q_lora.down.weight": torch.ones(1, 2), "a.to_q_lora.up.weight": torch.ones(2, 1)}
