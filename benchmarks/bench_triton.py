@@ -118,7 +118,7 @@ def compared(kernels: dict[str, Any], measured: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = options(__doc__, "triton.json")
-    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"), help="that gets the tables")
+    parser.add_argument("--page", type=Path, default=Path("docs/reference/triton.md"), help="that gets the tables")
     parser.add_argument("--measured", type=Path, help="a record of bench_step on a GPU: compare, and write nothing")
     args = parser.parse_args(arguments)
     if args.measured:

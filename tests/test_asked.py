@@ -1,4 +1,4 @@
-"""What docs/asked.md answers by code: each program gives what a loop written by hand gives."""
+"""What docs/reference/asked.md answers by code: each program gives what a loop written by hand gives."""
 
 from __future__ import annotations
 
@@ -496,7 +496,7 @@ def test_what_was_asked_elsewhere_is_what_a_loop_by_hand_gives(program: Callable
 
 
 def test_each_row_of_the_page_has_its_test_and_its_threads():
-    page = (ROOT / "docs" / "asked.md").read_text()
+    page = (ROOT / "docs" / "reference" / "asked.md").read_text()
     rows = [line.strip("|").split(" | ") for line in page.splitlines() if re.match(r"\| (?!asked)", line)]
     assert [row[0].strip() for row in rows] == list(ANSWERS)
     assert all(re.search(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+", row[1]) for row in rows)

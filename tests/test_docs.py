@@ -379,7 +379,7 @@ def triton_kernels() -> Iterator[str]:
         ("docs/performance.md", larger_models),
         ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
-        ("docs/performance.md", triton_kernels),
+        ("docs/reference/triton.md", triton_kernels),
     ],
 )
 def test_what_a_page_says_was_measured(page: str, made: Callable[[], Iterator[str]]):
