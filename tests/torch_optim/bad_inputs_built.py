@@ -126,7 +126,7 @@ PARAMETERS = [
     mistyped("optimizer can only optimize Tensors, but one of the params is", "the model for its parameters",
              lambda s: s.make(s.net), (FTP,), torch=True),
     mistyped("the parameters to optimize are a module, Sequential: give model.named_parameters()",
-             "the model for its parameters", lambda s: s.make(s.net), NATIVE),
+             "the model itself for its parameters", lambda s: s.make(s.net), NATIVE),
     mistyped("the parameters to optimize are None: give model.named_parameters()", "`None` for its parameters",
              lambda s: s.make(None), NATIVE),
     unfit("a group has the option 'constrain', which nothing reads; did you mean 'constrained'?",
