@@ -44,7 +44,7 @@ class Covering:
         self.data.read()
         self.files = {Path(file).relative_to(_parent(file)).as_posix(): file for file in self.data.measured_files()}
         cases = ElementTree.parse(durations).iter("testcase")
-        contexts = (context.partition("|")[0] for context in self.data.measured_contexts())
+        contexts = (context.rpartition("|")[0] for context in self.data.measured_contexts())
         tests = {test for test in contexts if test}
         gone = sorted({file for test in tests if not (root / (file := test.partition("::")[0])).exists()})
         if gone:
@@ -78,7 +78,7 @@ class Covering:
         return chosen + sorted(self.in_processes - set(chosen)) * (len(own) < FEW)
 
     def _ids(self, contexts: dict[int, list[str]], lines: range) -> set[str]:
-        return {context.partition("|")[0] for line in lines if line in contexts for context in contexts[line]} - {""}
+        return {context.rpartition("|")[0] for line in lines if line in contexts for context in contexts[line]} - {""}
 
     def _duration(self, test: str) -> float:
         file, _, name = test.partition("::")
