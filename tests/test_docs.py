@@ -349,6 +349,18 @@ def hypergradients_in_short() -> Iterator[str]:
     yield f"small problems | {span(compiled, 'jax', time, 1, ('mlp', 'maml', 'l2'))} time | JAX"
 
 
+def hypergradients_in_readme() -> Iterator[str]:
+    """Against TorchOpt, on the transformer and the two conv nets."""
+    times, shares = [], []
+    for problem in ("transformer", "conv16", "conv64"):
+        found = measured("hypergradient")["problems"][problem]["contenders"]
+        ours, theirs = found["Unroll()"], next(x for name, x in found.items() if name.startswith("torchopt"))
+        times.append(ours["median_seconds"] / theirs["median_seconds"])
+        shares.append(theirs["peak_mib"] / ours["peak_mib"])
+    yield f"[1/{min(shares):.0f} to 1/{max(shares):.0f} of TorchOpt's memory]"
+    yield f"and {min(times):.1f} to {max(times):.1f} times its time"
+
+
 def larger_models() -> Iterator[str]:
     yield from map(table, measured("large_cpu")["steps"].values())
 
@@ -373,6 +385,7 @@ def triton_kernels() -> Iterator[str]:
         ("docs/performance.md", step),
         ("docs/performance.md", training_step),
         ("README.md", training_step_in_readme),
+        ("README.md", hypergradients_in_readme),
         ("docs/quick-start.md", without_numba),
         ("docs/performance.md", hypergradients),
         ("docs/performance.md", hypergradients_in_short),

@@ -116,7 +116,6 @@ def curves(
             axes.minorticks_off()
         if from_zero:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-            axes.axhline(0, color="black", linewidth=0.6)
         heading(axes, text, 30 if len(named_panels) > 1 else 65)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)

@@ -532,6 +532,7 @@ class Lowest(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.ones(2, dtype=F64))
         self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("wide", torch.tensor([0.0, -torch.inf], dtype=F64))
         self.register_buffer("lowest", torch.tensor([torch.inf, torch.inf], dtype=F64))
 
     def forward(self, x):
@@ -551,6 +552,7 @@ def test_infinite_entries_of_buffers_go_on(strategy):
     torch.testing.assert_close(run.params["w"], w, rtol=1e-12, atol=0)
     torch.testing.assert_close(*(torch.autograd.grad(v.sum(), lr)[0] for v in (run.params["w"], w)), rtol=1e-12, atol=0)
     assert torch.equal(run.buffers["mask"], net.mask)
+    assert torch.equal(run.buffers["wide"], net.wide)
     assert torch.equal(run.buffers["lowest"], low)
 
 

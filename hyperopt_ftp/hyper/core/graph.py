@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+_NODE = itemgetter(0)  # of a pair with the number of its input
+
 
 def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
     """Some nodes of a graph and all below them, each once, down to and with those of ``until``."""
@@ -50,9 +52,6 @@ def _has_tensor(saved: Any) -> bool:
 @lru_cache
 def _saved(kind: type) -> list[str]:
     return [name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors"]
-
-
-_NODE = itemgetter(0)  # of a pair with the number of its input
 
 
 def made_from(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:

@@ -25,7 +25,7 @@ from .operations import refuse_other_weights, storage_of, watched_operations
 from .verdict import Needs, Verdict
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
-_DETACHES = (
+_WARN_OF_DETACH = (
     "train_loss detaches a function of its params (detach(), data) and computes with it, so the derivative of the "
     "training takes that for a constant, though it changes with the params. Several losses, joined by detach, are a "
     "game: hft.train(optimizer, None, params, batches, grads=...). If it is to count as constant (a target, a "
@@ -116,7 +116,7 @@ class GuardedLoss:
             raise lost
         if operations is not None:
             if id(loss) in calls.detached and not needs.constant_gradient:
-                warnings.warn(_DETACHES, UserWarning, stacklevel=callers_level())
+                warnings.warn(_WARN_OF_DETACH, UserWarning, stacklevel=callers_level())
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
