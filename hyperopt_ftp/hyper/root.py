@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, check_fit, explained, shown
@@ -17,7 +16,7 @@ from ..optimizers.leafwise import check_params
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
-from .core.torch_private import tracked, under_transform, values_of
+from .core.torch_private import tracked, under_transform, untraced, values_of
 from .core.vjp import Vector, dot, vjp
 from .guards.call_arguments import check_leaves
 from .guards.calls import read_knobs
@@ -32,7 +31,7 @@ SMALL = 1000
 _ADVICE = "start nearer to the solution, or give solve= a solver that arrives"
 
 
-@_disable_dynamo
+@untraced
 @explained("root(F, x0, theta)")
 def root(
     function: Callable[[TreeT, Any], TreeT],
@@ -88,7 +87,7 @@ def root(
     return _root("root", function, x0, theta, solve, strategy)
 
 
-@_disable_dynamo
+@untraced
 @explained("fixed_point(f, x0, theta)")
 def fixed_point(
     function: Callable[[TreeT, Any], TreeT],

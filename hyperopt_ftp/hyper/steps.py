@@ -7,18 +7,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from ..calls import explained
 from ..types import HParams, Optimizer, StateT, TreeT
 from .core.inputs import Step
 from .core.strategy import Strategy, check_stepwise
+from .core.torch_private import untraced
 from .field import field
 from .guards.call_arguments import check_batches
 from .train import checked, entries, walked, warn_of_constant_start
 
 
-@_disable_dynamo
+@untraced
 @explained("steps(optimizer, train_loss, params, batches)")
 def steps(
     optimizer: Optimizer[StateT],
@@ -86,7 +86,7 @@ class _Once(Iterator[Step[TreeT, StateT]]):
     def __init__(self, steps: Generator[Step[TreeT, StateT], None, None]) -> None:
         self._steps = steps
 
-    @_disable_dynamo
+    @untraced
     def __next__(self) -> Step[TreeT, StateT]:
         if inspect.getgeneratorstate(self._steps) == inspect.GEN_CLOSED:
             raise RuntimeError(
