@@ -155,6 +155,8 @@ class Unroll(Strategy):
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         first = self._first(inputs)
+        if problem.settled:
+            return self._plain(problem, inputs, first, derived=True)
         if under_transform() or self._may_keep_graphs(problem, inputs):
             return self._plain(problem, inputs, first)
         compile = self.compile and compilable(self.compile, problem, inputs.params)
@@ -193,6 +195,8 @@ class Unroll(Strategy):
         derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
         with twice_differentiable() if derived or transform else nullcontext():
             guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
+            if problem.settled:
+                return PlainLoop(guarded, inputs, self.first_order).run().end()
             known = guarded.guards is not None and guarded.guards.verdict.loss
             # Where the loss is known, what is kept is decided before the first step.
             start = None if derived and known and self.truncate is None else Replay().now()
@@ -219,7 +223,10 @@ class Unroll(Strategy):
                 begun = (loop, start if loop.k > first else None) if loop.k else None
                 return self._by_points(problem, inputs, first, plan, begun, start)
             if derived:
-                return loop.run().end()
+                found = loop.run().end()
+                if verdict.loss and not (verdict.makes_leaves or verdict.has_hooks or first):
+                    problem.settle()
+                return found
         assert start is not None
         Replay().rewind(start)
         return self._plain(problem, inputs, first, derived=True)

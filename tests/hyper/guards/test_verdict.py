@@ -99,7 +99,7 @@ def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
 
 def test_what_a_run_without_a_derivative_finds_stays_with_it():
     inputs = TrainInputs({}, torch.ones(2), None, [torch.ones(2)])
-    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum())
+    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum(), verdict.Known())
     with torch.no_grad():
         first, second = (problem.guarded(inputs, derived=False).guards for _ in range(2))
     assert first is not None
