@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..optimizers.by_rule import entry_rule
-from ..types import Optimizer
+from ..types import HParams, Optimizer
 from .core.carry import is_ours
 from .core.inputs import TrainInputs
 from .core.leaves import requiring_grad
@@ -25,15 +25,19 @@ from .guards.update import GuardedUpdate
 from .guards.verdict import Known, Needs, Verdict, known_of
 
 
-def known_training(optimizer: Optimizer, train_loss: Callable[..., Tensor], trees: Any, batches: Any) -> Known:
-    """What is known of a training of these hparams, params and state. Of values alone nothing is: they lose nothing."""
+def known_training(
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], begun: list[Any], hparams: HParams, batches: Any
+) -> Known:
+    """What is known of a training, which begins with such leaves of params and state.
+
+    Of values alone nothing is, since they lose nothing.
+    """
     if not (torch.is_grad_enabled() or under_transform()):
         return Known()
-    given = tree.leaves(trees)
-    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
-        given += tree.leaves(batches[0])
+    looked = isinstance(batches, (list, tuple))  # shapes of the first; and numbers or flags of all
+    given = [len(batches) == 1, *begun, *tree.leaves((hparams, batches[0] if looked else None))]
+    if looked and len(batches) > 1:
         given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]
-    given.append(len(batches) == 1)
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
     return known_of(local, None if _trusted(optimizer.update) else optimizer.update, given)
 

@@ -176,9 +176,10 @@ def trained(
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)
     inputs = TrainInputs(beside(own, full), params, state, given)
-    for node in freed(own + tree.leaves(state)):
+    begun = own if state is None else own + tree.leaves(state)
+    for node in freed(begun):
         node.register_prehook(_refuse_again)
-    known = known_training(optimizer, train_loss, inputs[:3], given)
+    known = known_training(optimizer, train_loss, begun, full, given)
     kind = (strategy, len(given), before) if type(strategy) is Unroll else None
     settled, sharded = kind in known.plain and forward_ad._current_level < 0, False
     if not settled:

@@ -112,7 +112,7 @@ class Entrywise:
         step, rows = state
         trees = {name: self._parted([row[name] for row in rows]) for name in self._rule.keeps}
         return self._parted(at), self._rule.filled(
-            trees, torch.tensor(step, device="cpu") if isinstance(step, int) else step
+            trees, torch.full((), step, device="cpu") if isinstance(step, int) else step
         )
 
     def _joined(self, rows: list[Tensor]) -> list[Tensor]:

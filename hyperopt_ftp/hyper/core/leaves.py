@@ -38,9 +38,10 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
 
 def detached(values: Any) -> Any:
     """A tree without graphs; the same one where nothing in it has one."""
-    if not any(isinstance(x, Tensor) and (x.requires_grad or is_wrapped(x)) for x in tree.leaves(values)):
-        return values
-    return detached_leaves(values, False)[1]
+    for x in tree.leaves(values):
+        if isinstance(x, Tensor) and (x.requires_grad or is_wrapped(x)):
+            return detached_leaves(values, False)[1]
+    return values
 
 
 def without_inference(values: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 F = TypeVar("F", bound=Callable[..., Any])
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def untraced(function: F) -> F:
@@ -70,7 +71,7 @@ def outside_transforms() -> Any:
 
 def keeps_graph() -> bool:
     """Whether the running backward pass retains the graph; true if none runs."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+    return _autograd._get_current_graph_task_keep_graph()
 
 
 def pins(device: torch.device) -> bool:
@@ -95,11 +96,24 @@ def is_batched(x: Tensor) -> bool:
 
 def saved_tensor_hooks() -> Any:
     """The innermost hooks on saved tensors, as activation checkpointing sets them; ``None``: there are none."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
+    return _autograd._top_saved_tensors_default_hooks(True)
 
 
 def has_saved_tensor_hooks() -> bool:
     return saved_tensor_hooks() is not None
+
+
+def refuse_saved_tensor_hooks(why: str | None) -> str | None:
+    """From now on hooks on saved tensors are an error with that text; ``None``: they are allowed. Returns what was so.
+
+    Each step asks, and torch's context manager takes ten times as long.
+    """
+    before = _autograd._saved_tensors_hooks_get_disabled_error_message()
+    if why is None:
+        _autograd._saved_tensors_hooks_enable()
+    else:
+        _autograd._saved_tensors_hooks_disable(why)
+    return before
 
 
 def tracked(x: Any) -> bool:
