@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import tree
 from ..optimizers.by_rule import entry_rule
 from ..types import HParams, Optimizer
-from .core.carry import is_ours
 from .core.inputs import TrainInputs
 from .core.leaves import requiring_grad
 from .core.problem import Guards, InnerProblem
@@ -44,7 +43,7 @@ def known_training(
 
 def _trusted(update: Any) -> bool:
     rule = entry_rule(update)
-    return rule is not None and is_ours(rule)
+    return rule is not None and rule.ours
 
 
 def problem_of(

@@ -94,7 +94,7 @@ def is_float(x: Any) -> bool:
 
 def all_finite(x: Tensor) -> bool:
     """By the sum first, which is one operation for four."""
-    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
+    return math.isfinite((x if x.numel() == 1 else x.sum()).item()) or bool(x.isfinite().all())
 
 
 def is_narrow(params: Any) -> bool:

@@ -237,7 +237,8 @@ class PlainLoop:
         return any(x.requires_grad for x in self._at)
 
     def end(self) -> TrainOutputs:
-        return TrainOutputs(*self._carry.end(self._at, self._state), torch.stack(self.losses))
+        losses = torch.stack(self.losses) if self.k > 1 else self.losses[0].reshape(1)
+        return TrainOutputs(*self._carry.end(self._at, self._state), losses)
 
     def _step(self, batch: Any) -> None:
         guards, at = self.problem.guards, self._at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 F = TypeVar("F", bound=Callable[..., Any])
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+_compiler: Any = torch._C._dynamo.eval_frame.get_eval_frame_callback  # what is to look at each frame, if any
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -29,7 +29,8 @@ def untraced(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (disabled if "torch._dynamo" in sys.modules else function)(*args, **kwargs)
+        traced = torch.compiler.is_compiling() or _compiler() is not None
+        return (disabled if traced else function)(*args, **kwargs)
 
     return cast(F, call)
 
