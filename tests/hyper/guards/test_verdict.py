@@ -124,7 +124,7 @@ def slope(params: Any, batches: list[Any] | None = None, loss: Any = None, **opt
         hft.sgd(lr=0.1),
         quartic if loss is None else loss,
         params,
-        batches or [0.5, 0.25],
+        batches or [HALF, HALF / 2],
         hparams={"lr": lr},
         **options,
     )
