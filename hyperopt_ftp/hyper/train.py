@@ -146,13 +146,13 @@ def checked(
 ) -> tuple[HParams, Strategy]:
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
-    strategy = _DEFAULT if strategy is None else strategy
-    check_strategy(strategy)
+    if strategy is not None:
+        check_strategy(strategy)
     check_params(params)
     warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     check_arguments("train_loss", train_loss, 2, "loss" in full)
-    return full, strategy
+    return full, strategy or _DEFAULT
 
 
 def trained(

@@ -212,6 +212,16 @@ def test_of_a_training_like_an_earlier_one_a_checkpoint_in_a_later_step_is_seen(
     assert verdict._known.cache_info().currsize == 2
 
 
+@pytest.mark.filterwarnings("ignore:params require grad")
+def test_the_start_of_a_training_like_an_earlier_one_is_constant_where_it_was(looks: list[Any]):
+    lr, how = torch.tensor(0.1, dtype=torch.float64, requires_grad=True), hft.Unroll(truncate=2)
+    for _ in range(3):
+        start = {name: w.requires_grad_() for name, w in weights().items()}
+        run = hft.train(hft.sgd(lr=0.1), quartic, start, [HALF] * 2, hparams={"lr": lr}, strategy=how)
+        assert torch.autograd.grad(run.params["a"].sum(), [start["a"], lr], allow_unused=True)[0] is None
+    assert len(looks) == 1
+
+
 # -- leaves stay what the gradient is taken in -----------------------------------------------------------------------
 
 
