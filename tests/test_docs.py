@@ -14,6 +14,7 @@ import pytest
 
 import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta, bench_triton
+from benchmarks.hypergradient import across
 from benchmarks.large.processes import table
 from experiments.common.estimate import interval
 from hyperopt_ftp.testing import CHECKS
@@ -312,21 +313,12 @@ def without_numba() -> Iterator[str]:
 
 
 def hypergradients() -> Iterator[str]:
-    """Against TorchOpt's faster form where there are two."""
-    for ours, problems, said in (
-        ("Unroll()", ("mlp", "transformer", "conv16", "conv64", "maml", "l2"), "`Unroll()` takes {}, row by row"),
-        ("Unroll(compile=True)", ("mlp", "transformer", "conv16", "maml", "l2"), "it takes {}"),
-    ):
-        ratios = []
-        for problem in problems:
-            seconds = {
-                n: x["median_seconds"]
-                for n, x in measured("hypergradient")["problems"][problem]["contenders"].items()
-                if "median_seconds" in x
-            }
-            ratios.append(seconds[ours] / min(x for n, x in seconds.items() if n.startswith("torchopt")))
-        *others, last = (f"{ratio:.2f}" for ratio in ratios)
-        yield said.format(f"{', '.join(others)} and {last} times TorchOpt's time")
+    yield across.table(measured("hypergradient")["problems"])
+    found = measured("hypergradient-1024")["problems"]["mlp"]["contenders"]
+    eager, compiled, jax = (found[name]["median_seconds"] for name in (across.UNROLL, across.COMPILED, "jax"))
+    pays = found[across.COMPILED]["first_call_seconds"] / (eager - compiled)
+    yield f"take {compiled:.2f} s in place of {eager:.2f} s (JAX {jax:.2f} s)"
+    yield f"and compiling pays after {pays:.0f} calls"
 
 
 def hypergradients_in_short() -> Iterator[str]:
