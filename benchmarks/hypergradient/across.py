@@ -46,7 +46,7 @@ def table(problems: Mapping[str, Any]) -> str:
     for row, (ours, forms, what) in RATIOS.items():
         rows.append([row, *(_ratio(of.get(ours), quickest(of, forms), what) for of in contenders)])
     rows.append(["first call of `Unroll(compile=True)`", *(_first(of.get(COMPILED)) for of in contenders)])
-    rows.append(["it pays after so many calls", *(_pays(of.get(UNROLL), of.get(COMPILED)) for of in contenders)])
+    rows.append(["calls after which it pays", *(_pays(of.get(UNROLL), of.get(COMPILED)) for of in contenders)])
     return "\n".join(markdown(["", *(HEAD[name] for name in head)], rows))
 
 
