@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from .core.torch_private import has_graph, has_saved_tensor_hooks
 from .distributed.data_parallel import DataParallel
 
 #: Modules, and whether each is in training mode.
-Modes: TypeAlias = tuple[tuple[nn.Module, bool], ...]
+Modes: TypeAlias = Sequence[tuple[nn.Module, bool]]
 #: Holds the numbers of every buffer; of integers in two parts.
 _WIDE = torch.float64
 _CHECKPOINTS = (
@@ -116,20 +116,17 @@ class OfModule:
         self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
     ) -> tuple[tuple[Optimizer, Any, Any, State], Callable[[TrainOutputs], TrainOutputs]]:
         """The arguments of a training whose params carry the buffers, and what takes these out of its outputs."""
-        modes = tuple((m, m.training) for m in self.net.modules())
-        step = partial(self.step if self._carries else self._plain, modes)
+        step = partial(self.step, [(m, m.training) for m in self.net.modules()])
         train_loss = step if train_loss is self else replace(train_loss, loss=step)
         if not self._carries:
             return (optimizer, train_loss, params, state), lambda run: run
         sums = isinstance(train_loss, DataParallel) and train_loss.reduction == "sum"
         if sums or any(map(is_dtensor, tree.leaves(params))):
             raise ValueError("buffers are averaged over processes: give plain params, and reduction='mean'")
-        once, stated = self._once(params), isinstance(state, BufferedState)
-        if own := [name for name in once if name in self.carried]:
-            raise ValueError(
-                f"params has {own[0]!r}, a buffer, which is not trained: give dict(net.named_parameters())"
-            )
-        if stated and (other := sorted(state.buffers.keys() ^ self.carried.keys())):
+        once, state = self._once(params), state if isinstance(state, BufferedState) else self.buffered(state)
+        if own := once.keys() & self.carried.keys():
+            raise ValueError(f"params has the buffers {sorted(own)}, which are not trained: give named_parameters()")
+        if other := sorted(state.buffers.keys() ^ self.carried.keys()):
             raise ValueError(f"state has the buffers of another module: only one of them has {few(other)}")
 
         def back(run: TrainOutputs) -> TrainOutputs:
@@ -138,18 +135,17 @@ class OfModule:
             left = self._apart(run.params.buffers.detach())
             return TrainOutputs(new, BufferedState(run.state, left) if left else run.state, run.losses)
 
-        given = Carried(once, self._joined(state.buffers if stated else self.start())), state.base if stated else state
-        return (_beside_buffers(optimizer), train_loss, *given), back
+        at = Carried(once, self._joined(state.buffers))
+        return (_beside_buffers(optimizer), train_loss, at, state.base), back
 
-    def start(self) -> dict[str, Tensor]:
-        """The buffers where training begins."""
-        return {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
+    def buffered(self, state: State) -> BufferedState:
+        """That of an optimizer with the buffers where training begins."""
+        return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried})
 
-    def _plain(self, modes: Modes, params: Any, batch: Any, *own: Any) -> Tensor:
-        return self._at(self._once(params), {}, modes, batch, own)[0]
-
-    def step(self, modes: Modes, at: Carried, batch: Any, *own: Any) -> Tensor:
+    def step(self, modes: Modes, at: Any, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""
+        if not self._carries:
+            return self._at(self._once(at), {}, modes, batch, own)[0]
         with torch.no_grad():
             held = at.buffers.clone()
         loss, new = self._at(at.params, self._apart(held), modes, batch, own)
@@ -271,4 +267,4 @@ def loss_of_module(train_loss: Any) -> OfModule | None:
 def beginning(train_loss: Any, state: State) -> State:
     """The state of an optimizer where training begins, with the buffers of the loss."""
     module = loss_of_module(train_loss)
-    return BufferedState(state, module.start()) if module is not None and module.carried else state
+    return module.buffered(state) if module is not None and module.carried else state

@@ -14,6 +14,7 @@ from .core.inputs import Step
 from .core.strategy import Strategy, check_stepwise
 from .field import field
 from .guards.call_arguments import check_batches
+from .loops.batches import is_sequence
 from .train import checked, entries, walked, warn_of_constant_start
 
 
@@ -70,7 +71,7 @@ def steps(
     full, strategy = checked(optimizer, loss, params, hparams, strategy)
     check_stepwise("steps", strategy)
     warn_of_constant_start(strategy, params, full)
-    lazy = isinstance(batches, Iterable) and not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__"))
+    lazy = isinstance(batches, Iterable) and not is_sequence(batches)
     each = batches if lazy else entries(check_batches(batches))
     return _Once(walked(optimizer, loss, params, each, full, state, strategy))
 

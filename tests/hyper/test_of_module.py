@@ -522,7 +522,7 @@ def test_infinite_and_long_entries_of_buffers_go_on(strategy):
 
 def test_buffers_among_params_or_of_another_module_are_refused():
     net, loss = network(), hft.of_module(network(), fit)
-    with pytest.raises(ValueError, match="params has '1.running_mean', a buffer, which is not trained"):
+    with pytest.raises(ValueError, match=r"params has the buffers \['1.running_mean'\], which are not trained"):
         hft.train(OPT, loss, {**dict(net.named_parameters()), "1.running_mean": torch.zeros(4, dtype=F64)}, data())
     params = dict(net.named_parameters())
     run = hft.train(OPT, loss, params, data())
