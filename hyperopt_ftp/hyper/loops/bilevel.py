@@ -80,15 +80,14 @@ def bilevel(
 
     Args:
         optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
-        by: the optimizer of the hyperparameters: a pure one, a class of ``torch.optim``, or a function from a list of
-            tensors to an optimizer (such as a ``functools.partial`` of a class).
+        by: the optimizer of the hyperparameters: a pure one, or a function from a list of tensors to one of
+            ``torch.optim``, such as a class.
         over: as in :func:`hypergradient`. With ``"params"`` each round starts from the tuned params (MAML). With
             ``"batches"`` the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
         outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches. If it has a third argument without a
             default, it gets ``hparams["loss"]`` there.
-        params: the starting point. With ``state`` only structure and shapes count, and what ``over`` leaves out of it
-            (``over="params.head"``).
-        train_batches, outer_batches: a sequence is repeated. Any other iterable (a loader) is restarted when it ends. A
+        params: the starting point. With ``state`` only its form counts, and what ``over="params.head"`` leaves out.
+        train_batches, outer_batches: a sequence is repeated, any other iterable (a loader) restarted when it ends. A
             resumed run continues at the same batch of a sequence, or of a ``DataLoader`` that reads in order.
         inner_steps: K, or a function of the number of the outer step (from 1) that gives K, or a rule that ends the
             round by what a :class:`~hyperopt_ftp.hyper.Step` says: ``lambda n: lambda step: step.loss < 0.1``, with the
@@ -98,19 +97,16 @@ def bilevel(
         state: ``record.state`` of an earlier run, to resume it. It does not hold torch's default generators.
         reset: params that each round starts from, with a new optimizer state, or a function from the number of the
             outer step (from 1) to them.
-        not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value in
-            this outer step (``by`` sees 0), and is named in ``record.skipped``. If the params or the optimizer's state
-            are not finite, the whole round is undone.
+        not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value
+            (``by`` sees 0), and is named in ``record.skipped``. If params or state are not finite, the round is undone.
 
     Yields:
         A :class:`Record` after each outer step.
 
     Raises:
         FloatingPointError: a hypergradient or params that are not finite, and where.
-        TypeError: an optimizer, strategy or batches of another kind.
-        ValueError: no batches; steps below 1; a rule with a strategy that needs all steps at once; a ``state`` of
-            another run; as :func:`hypergradient`.
-        ArithmeticError: as :class:`Implicit`.
+        TypeError, ValueError, ArithmeticError: as :func:`hypergradient`; steps below 1; a rule with a strategy that
+            needs all steps at once; a ``state`` of another run.
 
     Warns:
         UserWarning: as :func:`hypergradient`; a loader that is read from its beginning on resume.
