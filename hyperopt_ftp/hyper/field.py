@@ -16,7 +16,6 @@ from .core.strategy import Strategy
 from .core.torch_private import has_graph, under_transform
 from .guards.call_arguments import check_arguments
 from .strategies.forward import Forward
-from .strategies.implicit import Implicit
 from .strategies.zero_order import ZeroOrder
 
 
@@ -35,20 +34,15 @@ class Field:
         at, found = tree.leaves(params), self.grads(params, batch, *own)
         rows = tree.aligned(found, params, "the result of grads")
         for i, (x, g) in enumerate(zip(at, rows, strict=True)):
-            if not isinstance(g, Tensor) or g.shape != x.shape:
-                got = f"shape {tuple(g.shape)}" if isinstance(g, Tensor) else shown(g)
-                raise ValueError(f"grads must give a tensor of shape {tuple(x.shape)} {_for(params, i)}, got {got}")
-            if self.graph and not has_graph(g):
+            fits = isinstance(g, Tensor) and g.shape == x.shape
+            if not fits or (self.graph and not has_graph(g)):
+                got = "one without a graph" if fits else getattr(g, "shape", shown(g))
                 raise ValueError(
-                    f"grads gave a tensor without a graph {_for(params, i)}, so its derivative would be lost: take it "
-                    "by torch.func.grad, or by torch.autograd.grad(..., create_graph=True); one that is constant on "
-                    "purpose is g + 0 * param"
+                    f"grads must give for {tree.named(params)[i][0]!r} a tensor of shape {tuple(x.shape)} with a "
+                    "graph, as by torch.func.grad or torch.autograd.grad(..., create_graph=True) (where it is constant "
+                    f"on purpose, g + 0 * param), got {got}"
                 )
         return _AsGradient.apply(len(at), *at, *(g.to(x) for g, x in zip(rows, at, strict=True)))
-
-
-def _for(params: Params, i: int) -> str:
-    return f"for {tree.named(params)[i][0]!r}"
 
 
 class _AsGradient(torch.autograd.Function):
@@ -74,12 +68,12 @@ def field(train_loss: Any, grads: Any, hparams: Any, strategy: Strategy | None) 
     """The loss that stands for ``grads``, or an error where training cannot go by them."""
     if train_loss is not None:
         raise TypeError("grads stand in the place of a loss: give train_loss=None with them, or leave them out")
-    if not callable(grads):
-        raise TypeError(f"grads must be a function of (params, batch), got {shown(grads)}")
     check_arguments("grads", grads, 2, isinstance(hparams, dict) and "loss" in hparams)
-    symmetric = isinstance(strategy, Forward) or (isinstance(strategy, Implicit) and strategy.solver == "cg")
+    symmetric = isinstance(strategy, Forward) or getattr(strategy, "solver", None) == "cg"
     if symmetric or getattr(strategy, "compile", False):
-        why = "counts on second derivatives being symmetric, as those of a loss are" if symmetric else "compiles losses"
-        raise ValueError(f"{strategy} {why}, and cannot train by grads: take hft.Unroll(), or hft.Implicit('neumann')")
+        raise ValueError(
+            f"{strategy} is for losses alone, whose second derivatives are symmetric, and cannot train by grads: take "
+            "hft.Unroll(), without compile, or hft.Implicit('neumann')"
+        )
     by_values = isinstance(strategy, ZeroOrder) or getattr(strategy, "first_order", False)
     return Field(grads, not by_values and (torch.is_grad_enabled() or under_transform()))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.utils.stateless import _reparametrize_module
 
 from .. import tree
@@ -18,13 +19,18 @@ from ..calls import did_you_mean, explained, few, shown
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
 from .core.inputs import BufferedState, TrainOutputs
-from .core.torch_private import has_graph
+from .core.torch_private import has_graph, has_saved_tensor_hooks
 from .distributed.data_parallel import DataParallel
 
 #: Modules, and whether each is in training mode.
-Modes: TypeAlias = tuple[tuple[nn.Module, bool], ...]
-#: Holds the numbers of every buffer: float32 and bfloat16, and counts up to 2^53.
+Modes: TypeAlias = Sequence[tuple[nn.Module, bool]]
+#: Holds the numbers of every buffer; of integers in two parts.
 _WIDE = torch.float64
+_CHECKPOINTS = (
+    "the module checkpoints its activations (gradient_checkpointing_enable(), torch.utils.checkpoint), or has other "
+    "hooks on them: its backward pass would compute them again with the module's own weights. Switch that off, and "
+    "take hft.remat_layers(net, pattern), which saves memory of second derivatives too"
+)
 
 
 class Carried(NamedTuple):
@@ -46,27 +52,24 @@ def of_module(
     of its buffers, so the module is not changed. A tied weight is one, under whichever of its names it is given.
     Names that ``params`` lacks stay as they are in the module.
 
-    In a training, step k+1 begins with the buffers that step k has left, as in a loop by hand: BatchNorm's statistics,
-    in each strategy. They are in ``run.buffers``, and in ``run.state`` for the next ``train(..., state=run.state)``.
-    They are constants: what is written into one without ``no_grad`` and made of params is an error. Over the processes
-    of :func:`data_parallel` they are averaged. A call outside of a training begins with those in the module, or in
-    ``params``: ``loss({**run.params, **run.buffers}, batch)``.
+    In a training, step k+1 begins with the buffers that step k has left, as in a loop by hand: BatchNorm's statistics.
+    They are in ``run.buffers``, and in ``run.state`` for the next ``train(..., state=run.state)``. They are constants.
+    Over the processes of :func:`data_parallel` they are averaged. A call outside of a training begins with those in the
+    module, or in ``params``: ``loss({**run.params, **run.buffers}, batch)``.
 
     Args:
         net: a training keeps the modes, ``train()`` or ``eval()``, in which it finds it, also in its backward pass.
         method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams. A name: that method of
             the module, ``net.elbo(batch)``. ``None``: ``net(batch)``.
         buffers: first values by name; ``None``, and names that are absent: those that the module has when training
-            begins. All that are in its ``state_dict()`` are carried; integers up to 2^53.
+            begins. All that are in its ``state_dict()`` are carried.
 
     Raises:
-        TypeError: no module; a method that cannot be called; when called, params that are no dict.
+        TypeError: no module; when called, params that are no dict.
+        RuntimeError: when called, a module that checkpoints its activations: take :func:`remat_layers`.
         ValueError: buffers or a method that the module lacks; when called, names that it lacks; when trained, buffers
             among the params, or of another module in the state; a buffer that a step gives a graph or another shape;
             sharded params; a ``data_parallel(reduction="sum")`` loss.
-
-    The library's activation checkpointing (``gradient_checkpointing_enable()`` of Hugging Face's models) computes again
-    with the params of the call. For your own: ``checkpoint(block, x, use_reentrant=False, context_fn=loss.contexts)``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
@@ -79,10 +82,9 @@ def of_module(
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"of_module takes a torch.nn.Module, got {shown(net)}")
-    if isinstance(method, str) and not callable(getattr(net, method, None)):
-        raise ValueError(f"{type(net).__name__} has no method {method!r}{did_you_mean(method, dir(net))}")
-    if not (method is None or isinstance(method, str) or callable(method)):
-        raise TypeError(f"method must be a function of (module, batch), or a method's name, got {shown(method)}")
+    if not (method is None or callable(method) or callable(getattr(net, str(method), None))):
+        hint = did_you_mean(method, dir(net))
+        raise ValueError(f"method must be a function of (module, batch), or a method's name, got {shown(method)}{hint}")
     loss = OfModule(net, method, dict(buffers or {}))
     _check_names("buffers", loss.buffers, loss.carried)
     return loss
@@ -95,15 +97,12 @@ class OfModule:
         self.net: nn.Module = net
         self.method: Callable[..., Tensor] | str | None = method
         self.buffers: dict[str, Tensor] = buffers
-        saved, own = net.state_dict(), dict(net.named_buffers())
+        saved, self._tensors = net.state_dict(), _tensors_of(net)
         #: Buffers that a checkpoint has, which go from step to step.
-        self.carried: dict[str, Tensor] = {n: x for n, x in own.items() if n in saved and not x.is_complex()}
-        named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
-        self._tensors: dict[str, Tensor] = dict(named)
-        first: dict[int, str] = {}
-        self._first = {name: first.setdefault(id(x), name) for name, x in named}  # of the names of a tied weight
+        self.carried: dict[str, Tensor] = {n: x for n, x in net.named_buffers() if n in saved and not x.is_complex()}
+        first: dict[int, str] = {}  # of the names of a tied weight
+        self._first = {name: first.setdefault(id(x), name) for name, x in self._tensors.items()}
         self._carries: bool = bool(self.carried) or any(name != other for name, other in self._first.items())
-        self._now: tuple[dict[str, Tensor], dict[str, Tensor], Modes] = {}, {}, ()
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:  # where inspect.signature looks
@@ -113,52 +112,40 @@ class OfModule:
         given = {**{n: self.net.get_buffer(n) for n in self.carried}, **self._once(params)}
         return self._at(given, {n: given.pop(n) for n in self.carried}, (), batch, own)[0]
 
-    def contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """The ``context_fn`` of a ``torch.utils.checkpoint`` in the module: what is computed again has its params."""
-        return nullcontext(), _Each(partial(self._put_in, *self._now))
-
     def carrying(
         self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
     ) -> tuple[tuple[Optimizer, Any, Any, State], Callable[[TrainOutputs], TrainOutputs]]:
         """The arguments of a training whose params carry the buffers, and what takes these out of its outputs."""
-        modes = tuple((m, m.training) for m in self.net.modules())
-        step = partial(self.step if self._carries else self._plain, modes)
+        step = partial(self.step, [(m, m.training) for m in self.net.modules()])
         train_loss = step if train_loss is self else replace(train_loss, loss=step)
         if not self._carries:
             return (optimizer, train_loss, params, state), lambda run: run
-        if any(map(is_dtensor, tree.leaves(params))):
-            raise ValueError("a loss of a module with buffers takes plain params, got DTensors; write it as a function")
-        if isinstance(train_loss, DataParallel) and train_loss.reduction == "sum":
-            raise ValueError('buffers are averaged over processes: take data_parallel(loss, reduction="mean")')
-        if own := [name for name in params if name in self.carried]:
-            raise ValueError(
-                f"params has {own[0]!r}, a buffer, which goes from step to step and is not trained: leave it out, "
-                "dict(net.named_parameters()); first values are of_module(..., buffers=...)"
-            )
-        once, stated = self._once(params), isinstance(state, BufferedState)
-        if stated and (other := sorted(state.buffers.keys() ^ self.carried.keys())):
+        sums = isinstance(train_loss, DataParallel) and train_loss.reduction == "sum"
+        if sums or any(map(is_dtensor, tree.leaves(params))):
+            raise ValueError("buffers are averaged over processes: give plain params, and reduction='mean'")
+        once, state = self._once(params), state if isinstance(state, BufferedState) else self.buffered(state)
+        if own := once.keys() & self.carried.keys():
+            raise ValueError(f"params has the buffers {sorted(own)}, which are not trained: give named_parameters()")
+        if other := sorted(state.buffers.keys() ^ self.carried.keys()):
             raise ValueError(f"state has the buffers of another module: only one of them has {few(other)}")
 
         def back(run: TrainOutputs) -> TrainOutputs:
-            new = run.params.params
-            if len(once) < len(params):
-                under = {self._first[n]: x for n, x in new.items()}
-                new = {n: under[self._first[n]] for n in params}
+            under = {self._first[n]: x for n, x in run.params.params.items()}
+            new = {n: under[self._first[n]] for n in params}
             left = self._apart(run.params.buffers.detach())
             return TrainOutputs(new, BufferedState(run.state, left) if left else run.state, run.losses)
 
-        given = Carried(once, self._joined(state.buffers if stated else self.start())), state.base if stated else state
-        return (_beside_buffers(optimizer), train_loss, *given), back
+        at = Carried(once, self._joined(state.buffers))
+        return (_beside_buffers(optimizer), train_loss, at, state.base), back
 
-    def start(self) -> dict[str, Tensor]:
-        """The buffers where training begins."""
-        return {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
+    def buffered(self, state: State) -> BufferedState:
+        """That of an optimizer with the buffers where training begins."""
+        return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried})
 
-    def _plain(self, modes: Modes, params: Any, batch: Any, *own: Any) -> Tensor:
-        return self._at(self._once(params), {}, modes, batch, own)[0]
-
-    def step(self, modes: Modes, at: Carried, batch: Any, *own: Any) -> Tensor:
+    def step(self, modes: Modes, at: Any, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""
+        if not self._carries:
+            return self._at(self._once(at), {}, modes, batch, own)[0]
         with torch.no_grad():
             held = at.buffers.clone()
         loss, new = self._at(at.params, self._apart(held), modes, batch, own)
@@ -166,41 +153,30 @@ class OfModule:
             return loss  # which is refused
         for name, x in new.items():
             if x.requires_grad or x.shape != self.carried[name].shape:
-                why = "is made of params with a graph: write it under torch.no_grad(), as BatchNorm does"
-                if x.shape != self.carried[name].shape:
-                    why = f"has the shape {tuple(x.shape)} after a step, and {tuple(self.carried[name].shape)} before"
-                raise ValueError(f"the buffer {name!r} goes to the next step, where it is a constant, but it {why}")
+                raise ValueError(
+                    f"the buffer {name!r} goes to the next step as a constant of the shape "
+                    f"{tuple(self.carried[name].shape)}, and a step has made it {tuple(x.shape)}, "
+                    f"requires_grad={x.requires_grad}: write into it under torch.no_grad(), as BatchNorm does"
+                )
         return loss + ((at.buffers - held) * self._joined(new).to(held.device)).sum().to(loss)
 
     def _at(
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes, batch: Any, own: tuple[Any, ...]
     ) -> tuple[Any, dict[str, Tensor]]:
         """The loss, and the buffers after it."""
-        net, method, before = self.net, self.method, self._now
-        with ExitStack() as stack:
-            if not torch.compiler.is_compiling():  # a program checkpoints nothing
-                self._now = params, buffers, modes
-                stack.callback(setattr, self, "_now", before)
-                stack.enter_context(_checkpointing_with(net, self.contexts))
-            values = stack.enter_context(self._put_in(params, buffers, modes))
-            loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
-        return loss, {name: values[name] for name in buffers}  # a module may put in another tensor, too
-
-    @contextmanager
-    def _put_in(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes
-    ) -> Iterator[dict[str, Tensor]]:
+        net, method = self.net, self.method
         with torch.no_grad():
             values = {**params, **{name: x.clone() for name, x in buffers.items()}}
         other = [m for m, mode in modes if m.training != mode]  # since training began
-        for m in other:
-            m.training = not m.training
-        try:
-            with _reparametrize_module(self.net, values, tie_weights=True):
-                yield values
-        finally:
+        with ExitStack() as stack:
             for m in other:
+                stack.callback(setattr, m, "training", m.training)
                 m.training = not m.training
+            if not (torch.compiler.is_compiling() or has_saved_tensor_hooks()):  # of the caller's
+                stack.enter_context(disable_saved_tensors_hooks(_CHECKPOINTS))
+            stack.enter_context(_reparametrize_module(net, values, tie_weights=True))
+            loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
+        return loss, {name: values[name] for name in buffers}  # a module may put in another tensor, too
 
     def _once(self, params: Any) -> dict[str, Tensor]:
         """Params by name, of a tied weight the first."""
@@ -212,17 +188,29 @@ class OfModule:
 
     def _joined(self, buffers: Mapping[str, Tensor]) -> Tensor:
         # 0 times an infinite entry, of a mask or a minimum that has seen nothing, would be NaN.
-        rows = [torch.nan_to_num(buffers[name].reshape(-1).to(_WIDE), nan=math.nan) for name in self.carried]
+        rows = [torch.nan_to_num(_numbers(buffers[name]).reshape(-1).to(_WIDE), nan=math.nan) for name in self.carried]
         return torch.cat(rows) if rows else torch.zeros(0, dtype=_WIDE)
 
     def _apart(self, vector: Tensor) -> dict[str, Tensor]:
         vector = torch.where(vector.abs() == torch.finfo(_WIDE).max, 2 * vector, vector)  # infinite again
-        parts = vector.split([x.numel() for x in self.carried.values()])
-        pairs = zip(self.carried.items(), parts, strict=True)
-        return {
-            name: (part if like.is_floating_point() else part.round()).to(like.dtype, copy=True).reshape(like.shape)
-            for (name, like), part in pairs
-        }
+        like, parts = [*self.carried.values()], vector.split([_numbers(x).numel() for x in self.carried.values()])
+        return {name: _buffer(part, x) for name, part, x in zip(self.carried, parts, like, strict=True)}
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """Of an integer, which may be beyond what float64 holds, its upper and lower 32 bits."""
+    return x if x.is_floating_point() else torch.stack([x.long() >> 32, x.long() & 0xFFFFFFFF])
+
+
+def _buffer(numbers: Tensor, like: Tensor) -> Tensor:
+    if not like.is_floating_point():
+        high, low = numbers.round().long().view(2, like.numel())
+        numbers = (high << 32) + low
+    return numbers.to(like.dtype, copy=True).reshape(like.shape)
+
+
+def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
 
 
 @explained("load(net, run)")
@@ -242,7 +230,7 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
     True
     """
     given = {**tree.by_path(run.params), **run.buffers} if isinstance(run, TrainOutputs) else dict(run)
-    own = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
+    own = _tensors_of(net)
     _check_names("run", given, own)
     with torch.no_grad():
         for name, x in given.items():
@@ -252,38 +240,11 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
 def _check_names(what: str, given: Mapping[str, Any], known: Mapping[str, Tensor]) -> None:
     for name, x in given.items():
         if name not in known:
-            raise ValueError(
-                f"{what} has {name!r}, and the module no such tensor{did_you_mean(name, known)}; there are "
-                f"{few(list(known))}"
-            )
+            hint = did_you_mean(name, known) or f"; there are {few(list(known))}"
+            raise ValueError(f"{what} has {name!r}, and the module no such tensor{hint}")
         if not isinstance(x, Tensor) or x.shape != known[name].shape:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{what}: {name!r} must be a tensor of shape {tuple(known[name].shape)}, got {got}")
-
-
-class _Each:
-    """A context that is made anew each time that it is entered: an activation may be computed more than once."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._make, self._open = make, ExitStack()
-
-    def __enter__(self) -> None:
-        self._open.enter_context(self._make())
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
-
-
-@contextmanager
-def _checkpointing_with(net: nn.Module, contexts: Callable[[], Any]) -> Iterator[None]:
-    """Hugging Face's switch leaves a function in each layer, which gets the contexts for the time of a call."""
-    name = "_gradient_checkpointing_func"
-    with ExitStack() as stack:
-        for module in net.modules():
-            if (function := vars(module).get(name)) is not None:
-                setattr(module, name, partial(function, use_reentrant=False, context_fn=contexts))
-                stack.callback(setattr, module, name, function)
-        yield
 
 
 def _beside_buffers(optimizer: Optimizer) -> Optimizer:
@@ -306,4 +267,4 @@ def loss_of_module(train_loss: Any) -> OfModule | None:
 def beginning(train_loss: Any, state: State) -> State:
     """The state of an optimizer where training begins, with the buffers of the loss."""
     module = loss_of_module(train_loss)
-    return BufferedState(state, module.start()) if module is not None and module.carried else state
+    return module.buffered(state) if module is not None and module.carried else state

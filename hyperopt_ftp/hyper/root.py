@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import callers_level, check_fit, explained, shown
-from ..optimizers.leafwise import check_params
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
@@ -22,13 +21,12 @@ from .guards.call_arguments import check_leaves
 from .guards.calls import read_knobs
 from .guards.graphs import loses_derivative, refuse_outer_tensors
 from .guards.messages import EQUATION
-from .strategies.fixed_point import Equation, System, at_point, solution, solved
+from .strategies.fixed_point import Equation, System, solution, solved
 from .strategies.implicit import Implicit
 from .strategies.solvers import columns_of, norm, solved_by
 
 #: Entries of x up to which its matrix is formed where nothing else is asked for.
 SMALL = 1000
-_ADVICE = "start nearer to the solution, or give solve= a solver that arrives"
 
 
 @untraced
@@ -47,35 +45,30 @@ def root(
 
         dL/dtheta = -(dF/dtheta)^T w
 
-    Derivatives of any order are right (arXiv 2105.15183): by ``backward``, ``torch.autograd.grad``, also with
-    ``create_graph=True``, and the transforms of ``torch.func``. The solver is not differentiated; the derivative in
-    ``x0`` is 0.
+    Derivatives of any order are right (arXiv 2105.15183), by autograd and by ``torch.func``. The solver is not
+    differentiated; the derivative in ``x0`` is 0.
 
     Args:
-        function: ``F(x, theta)``, of the structure and shapes of x, the same function each time. Tensors that a
-            derivative is taken in go through theta.
-        x0: where the solver starts: a tree of float32 or float64 tensors.
-        theta: a tree. A derivative may be taken in its floating-point tensors.
+        function: ``F(x, theta)``, of the structure and shapes of x, the same function each time.
+        x0: where the solver starts, of the structure of x: a tree of float32 or float64 tensors.
+        theta: a tree, with all tensors that a derivative is taken in.
         solve: ``solve(x0, theta)``, any solver, which gets tensors without a graph. ``None``: Newton's method, for at
             most 1,000 entries of x.
         strategy: :class:`Implicit`. ``"neumann"`` needs an F whose derivative in x is near I, as of a fixed point.
             ``None``: ``"dense"`` for at most 1,000 entries of x.
 
-    Returns:
-        x, in the structure of ``x0``.
-
     Raises:
         TypeError: an x0 that is not of such tensors; another strategy, or one with ``batches``.
-        ValueError: F, or what ``solve`` returned, has another structure, shape or dtype than x0; a large x without
-            ``solve`` or ``strategy``; F uses a tensor that requires grad and is not in theta.
+        ValueError: F, or what ``solve`` returned, is not of the form of x0; a large x without ``solve`` or
+            ``strategy``; F uses a tensor that requires grad and is not in theta.
         RuntimeError: F takes the number of x or theta (``item()``); inference mode or autocast; two forward transforms,
             one inside the other.
-        ArithmeticError: F is not 0 at the x that was found, where the theorem does not hold: x is off by more than 1 %
-            of its size (or of the way from x0) along the gradient of ``|F|^2``; or the linear system's residual grows,
-            as where dF/dx is singular.
+        ArithmeticError: F is not 0 at the x that was found, where the theorem does not hold: an entry is off by more
+            than 1 % of its size, or of the way from x0. It is how far Newton's step would move it; for more than 1,000
+            entries, what the root mean square of these shares is at least. Or the linear system's residual grows.
 
     Warns:
-        UserWarning: x is off by more than the root of the dtype's eps (1.5e-8 for float64), or by more than
+        UserWarning: an entry is off by more than the root of the dtype's eps (1.5e-8 for float64), or by more than
             ``strategy.tolerance`` if it is given; the linear solver has stopped above its tolerance.
 
     >>> import torch, hyperopt_ftp as hft
@@ -99,10 +92,9 @@ def fixed_point(
 ) -> TreeT:
     """The x with ``x = f(x, theta)``: :func:`root` of ``F(x, theta) = x - f(x, theta)``, which is a layer of a DEQ.
 
-    Arguments, result and errors are those of :func:`root`, but where None is given: ``solve`` repeats
-    ``x <- f(x, theta)``, at most 1,000 times, and ``strategy`` is ``Implicit("neumann", iterations=1000)`` for more
-    than 1,000 entries of x. Both converge where f contracts. ``Implicit("identity")`` takes df/dx for 0 in the
-    derivative: the Jacobian-free one (arXiv 2103.12803).
+    As :func:`root`, but without ``solve`` it repeats ``x <- f(x, theta)``, at most 1,000 times, and without
+    ``strategy`` more than 1,000 entries take ``Implicit("neumann", iterations=1000)``: both converge where f contracts.
+    ``Implicit("identity")`` takes df/dx for 0 in the derivative: the Jacobian-free one (arXiv 2103.12803).
 
     >>> import torch, hyperopt_ftp as hft
     >>> a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -121,10 +113,9 @@ def fixed_point(
 
 def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: Any) -> Any:
     start, rebuild = tree.flatten(x0)
-    check_params(x0)
-    if not all(x.numel() for x in start) or not start or any(x.dtype in tree.NARROW for x in start):
-        got = [f"{tuple(x.shape)} {x.dtype}" for x in start]
-        raise TypeError(f"{name}: x0 must hold float32 or float64 tensors, got {got}")
+    fit = [isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64) and x.numel() for x in start]
+    if not fit or not all(fit):
+        raise TypeError(f"{name}: x0 must hold float32 or float64 tensors, got {_kinds(start)}")
     if torch.is_inference_mode_enabled() or Replay().autocasts:
         raise RuntimeError(f"{name} needs gradients in full precision: leave torch.inference_mode() and autocast")
     check_leaves([*start, *tree.leaves(theta)])
@@ -146,11 +137,10 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
         start, own, constants = columns
         _refuse_lost(equation, asked, start, own, constants)
         if solve is None:
-            x = _iterated(system, name == "root", *columns)
-        else:
-            with torch.enable_grad():
-                found = solve(rebuild([x.clone() for x in start]), given(own, constants))  # it may write into x0
-            x = [v.detach() for v in _fitted(f"{name}: what solve returned", found, start, rebuild)]
+            return _iterated(name, system, *columns)
+        with torch.enable_grad():
+            found = solve(rebuild([x.clone() for x in start]), given(own, constants))  # it may write into x0
+        x = [v.detach() for v in _fitted(f"{name}: what solve returned", found, start, rebuild)]
         _judge(name, system, x, *columns)
         return x
 
@@ -166,10 +156,7 @@ def _strategy(name: str, count: int, solve: Any, strategy: Any) -> Implicit:
     if solve is not None and not callable(solve):
         raise TypeError(f"{name}: solve must be a function solve(x0, theta) -> x, got {shown(solve)}")
     if strategy is not None and (not isinstance(strategy, Implicit) or strategy.batches > 1):
-        raise TypeError(
-            f"{name}: strategy must be hft.Implicit(...), with batches=1, got {shown(strategy)}; to differentiate a "
-            "solver's own steps write them in operations of torch, without root"
-        )
+        raise TypeError(f"{name}: strategy must be hft.Implicit(...), with batches=1, got {shown(strategy)}")
     if name == "root" and count > SMALL and (solve is None or strategy is None):
         raise ValueError(
             f"root: x0 has {count} entries, and matrices are formed up to {SMALL}; give solve= and "
@@ -180,13 +167,14 @@ def _strategy(name: str, count: int, solve: Any, strategy: Any) -> Implicit:
 
 def _fitted(what: str, found: Any, x: Vector, rebuild: tree.Structure) -> Vector:
     row = tree.fitted(found, rebuild)
-    if row is None:
-        raise ValueError(f"{what} must have the structure of x0, {tree.structure(rebuild(x))}, got {shown(found)}")
-    for v, u in zip(row, x, strict=True):
-        if not isinstance(v, Tensor) or v.shape != u.shape or v.dtype != u.dtype:
-            got = f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else shown(v)
-            raise ValueError(f"{what} must have the shape and dtype of x0, {tuple(u.shape)} {u.dtype}, got {got}")
+    if row is None or _kinds(row) != _kinds(x):
+        got = shown(found) if row is None else rebuild(_kinds(row))
+        raise ValueError(f"{what} must be like x0, {rebuild(_kinds(x))}, got {got}")
     return row
+
+
+def _kinds(x: list[Any]) -> list[str]:
+    return [f"{tuple(u.shape)} {u.dtype}" if isinstance(u, Tensor) else shown(u) for u in x]
 
 
 def _refuse_lost(equation: Any, asked: list[bool] | None, start: Vector, own: Vector, constants: Vector) -> None:
@@ -204,53 +192,65 @@ def _refuse_lost(equation: Any, asked: list[bool] | None, start: Vector, own: Ve
         raise lost
 
 
-def _iterated(system: System, by_newton: bool, start: Vector, *rest: Vector) -> Vector:
-    """By Newton's steps, or those of a fixed point, until they are small; others judge where that is."""
-    x, small = start, torch.finfo(start[0].dtype).eps ** 0.75
-    for _ in range(50 if by_newton else 1000):
-        if by_newton:
-            values, back = vjp(lambda q: system.function(q, start, *rest), x)
-            change = solved_by(columns_of(lambda v, back=back: back(v)[0], x).mT, values)
-        else:
-            change = system.function(x, start, *rest)
+def _iterated(name: str, system: System, *columns: Vector) -> Vector:
+    """By Newton's steps, or those of a fixed point, until they are small. The way that is left is not 40 times as long,
+    as 1,000 steps would not have come there then."""
+    x = start = columns[0]
+    small, off = torch.finfo(start[0].dtype).eps ** 0.75, math.inf
+    for _ in range(50 if name == "root" else 1000):
+        change = _newton(x, *_near(system, x, *columns)) if name == "root" else system.function(x, *columns)
         x = [u - v for u, v in zip(x, change, strict=True)]
-        if not _far(change, x, start) > small:  # NaN too
+        off = values_of(_share(change, _sizes(x, start, small))).max().item()
+        if not off > small:  # NaN too
             break
+    if not off <= small:
+        _judge(name, system, x, *columns)
     return x
 
 
-def _far(change: Vector, x: Vector, start: Vector) -> float:
-    """A step relative to each entry, or to the way to it, or to a small share of all: entries may differ in size."""
-    least = torch.finfo(x[0].dtype).eps ** 0.25 * torch.maximum(
-        norm(x), norm([u - v for u, v in zip(x, start, strict=True)])
-    )
-    rows = []
-    for c, u, v in zip(change, x, start, strict=True):
-        size = torch.maximum(torch.maximum(u.abs(), (u - v).abs()), least.to(u))
-        rows.append(torch.where(c == 0, 0.0, c.abs() / size).max())
-    return max(values_of(row).max().item() for row in rows)
-
-
-def _largest(distance: Tensor, x: Vector, start: Vector) -> float:
-    """Relative to x, or to the way to it, where it ends at 0; of all examples under vmap."""
-    size = torch.maximum(norm(x), norm([u - v for u, v in zip(x, start, strict=True)]))
-    return values_of(torch.where(distance == 0, 0.0, distance / size)).max().item()
-
-
-def _judge(name: str, system: System, x: Vector, start: Vector, *rest: Vector) -> None:
-    """Whether F is 0 at x: it would be if x went ``|F|^2 / |J^T F|`` along the gradient of ``|F|^2``."""
-    values, back = at_point(system, [x, start, *rest])
+def _judge(name: str, system: System, x: Vector, *columns: Vector) -> None:
+    """Whether F is 0 at x: by Newton's step; for a large x by the least way to there, ``|F|^2 / |J^T F|``."""
+    values, back = _near(system, x, *columns)
     size = dot(values, values)
-    off = _largest(torch.where(size == 0, 0.0, size / norm(back(values)[0])), x, start)
     small = torch.finfo(size.dtype).eps ** 0.5 if system.tolerance is None else system.tolerance
+    sizes = _sizes(x, columns[0], small)
+    if (count := sum(u.numel() for u in x)) <= SMALL:
+        off = _share(_newton(x, values, back), sizes)
+    else:
+        off = size / norm([u * v for u, v in zip(back(values)[0], sizes, strict=True)]) / count**0.5
+    off = values_of(torch.where(size == 0, 0.0, off)).max().item()  # of all examples under vmap
     if off <= small:
         return
-    if math.isnan(off):
-        raise ArithmeticError(f"{name}: what the solver found is not finite, as where dF/dx is singular; {_ADVICE}")
     words = (
-        f"{name}: F is not 0 where the solver stopped: x is off by {off:.2g} of its size, tolerance {small:.2g}, so "
-        "the derivative would be wrong"
+        f"{name}: F is not 0 where the solver stopped: an entry of x is off by {off:.2g} of its size, tolerance "
+        f"{small:.2g}, so the derivative would be wrong. Start nearer to the solution, give solve= a solver that "
+        "arrives, or accept it by tolerance=; off by nan: dF/dx is singular there"
     )
-    if off > 1e-2:
-        raise ArithmeticError(f"{words}; {_ADVICE}")
-    warnings.warn(f"{words} by about as much; solve better, or accept it by tolerance=", UserWarning, callers_level())
+    if not off <= 1e-2:
+        raise ArithmeticError(words)
+    warnings.warn(words, UserWarning, callers_level())
+
+
+def _near(system: System, x: Vector, *columns: Vector) -> tuple[Vector, Any]:
+    return vjp(lambda q: system.function(q, *columns), x)
+
+
+def _newton(x: Vector, values: Vector, back: Any) -> Vector:
+    return solved_by(columns_of(lambda v: back(v)[0], x).mT, values)
+
+
+def _sizes(x: Vector, start: Vector, small: float) -> Vector:
+    """Of each entry, or of the way to it, but so much of the largest that ``small`` of it is no less than rounding."""
+    eps = torch.finfo(x[0].dtype).eps
+    own = [torch.maximum(u.abs(), (u - v).abs()) for u, v in zip(x, start, strict=True)]
+    least = eps / max(small, eps) * _most(own)
+    return [torch.maximum(u, least.to(u)) for u in own]
+
+
+def _share(change: Vector, sizes: Vector) -> Tensor:
+    """The largest share of an entry that changes."""
+    return _most([torch.where(c == 0, 0.0, c.abs() / size) for c, size in zip(change, sizes, strict=True)])
+
+
+def _most(x: Vector) -> Tensor:
+    return torch.stack([u.max().to(x[0].device) for u in x]).max()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from .core.strategy import Strategy, check_stepwise
 from .core.torch_private import untraced
 from .field import field
 from .guards.call_arguments import check_batches
+from .loops.batches import is_sequence
 from .train import checked, entries, walked, warn_of_constant_start
 
 
@@ -40,26 +40,22 @@ def steps(
         optimizer, train_loss, params, hparams, state, grads: as in :func:`train`.
         batches: any iterable, also an endless one. A step's batch is asked for when the step is, not before, so a
             generator may make it of the params that have been seen; the way through these is differentiated.
-        strategy: what is kept of each step. ``Unroll()``: its graph, up to 128 MiB for all steps so far, and then the
-            point where it begins. ``Unroll(checkpoint=False)``: its graph, ``checkpoint=1`` its point,
-            ``first_order=True`` the graph of its update. With ``Unroll(truncate=1)`` and ``Implicit()`` only the last
-            step is kept, and each step's derivative is that of a training that ends there. Others need all steps at
-            once. Between steps adjoints have the dtype of the params, also 16 bits.
+        strategy: ``Unroll()`` keeps graphs of steps up to 128 MiB, and then the points where they begin;
+            ``checkpoint=False`` and ``1``, ``first_order=True`` are as in :class:`Unroll`. ``Unroll(truncate=1)`` and
+            ``Implicit()`` keep the last step: each step's derivative is that of a training that ends there. Others
+            need all steps at once, as a ``memory=`` to be shared out among them. Between steps adjoints have the dtype
+            of the params, also 16 bits.
 
     Yields:
         :class:`~hyperopt_ftp.hyper.Step`: ``k`` (from 0), the ``params``, ``state`` and ``buffers`` after the step, and
         the training ``loss`` before it, without a graph.
 
     Raises:
-        TypeError, ValueError: as :func:`train`; a strategy that needs all steps at once; no batches.
-        RuntimeError: steps that have been left by ``close()`` or an error, or have come to their end, are asked to go
-            on; a backward pass through steps through which one has gone.
+        RuntimeError: steps that were left, or have come to their end, are asked to go on.
+        TypeError, ValueError, RuntimeError: as :func:`train`; a strategy that needs all steps at once.
 
-    Warns:
-        UserWarning: as :func:`train`, but not of losses that are not finite.
-
-    Values and derivatives equal those of ``train`` up to rounding, and random numbers are the same. A step costs more
-    than one of ``train``, so take that where nothing happens in between.
+    Warns as :func:`train`, but not of losses that are not finite. Values, random numbers and derivatives are those of
+    ``train``, up to rounding. A step costs more than one of ``train``: take that where nothing happens in between.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -75,7 +71,7 @@ def steps(
     full, strategy = checked(optimizer, loss, params, hparams, strategy)
     check_stepwise("steps", strategy)
     warn_of_constant_start(strategy, params, full)
-    lazy = isinstance(batches, Iterable) and not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__"))
+    lazy = isinstance(batches, Iterable) and not is_sequence(batches)
     each = batches if lazy else entries(check_batches(batches))
     return _Once(walked(optimizer, loss, params, each, full, state, strategy))
 
@@ -85,16 +81,13 @@ class _Once(Iterator[Step[TreeT, StateT]]):
 
     def __init__(self, steps: Generator[Step[TreeT, StateT], None, None]) -> None:
         self._steps = steps
+        self.close = steps.close
 
     @untraced
     def __next__(self) -> Step[TreeT, StateT]:
-        if inspect.getgeneratorstate(self._steps) == inspect.GEN_CLOSED:
+        if self._steps.gi_frame is None:
             raise RuntimeError(
                 "these steps have ended, or were left by close() or an error, and cannot go on: begin new ones by "
                 "hft.steps(..., params, batches, state=state), with the params and the state of the last step"
             )
         return next(self._steps)
-
-    def close(self) -> None:
-        """Leave the steps."""
-        self._steps.close()

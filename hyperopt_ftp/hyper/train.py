@@ -62,29 +62,26 @@ def train(
 
     With ``g = d train_loss(params, batches[k]) / d params``, step k is
     ``params, state <- optimizer.update(g, state, params, hparams)``. Differentiate the result in the hparams, the
-    params, the state or the floating-point tensors of the batches. Use ``backward``, ``torch.autograd.grad`` or the
-    transforms of ``torch.func``, nested as you like. The strategy decides how the derivative is computed and what it
-    costs. The values are always those of the plain loop.
+    params, the state or the floating-point tensors of the batches, by autograd or the transforms of ``torch.func``,
+    nested as you like. The strategy decides how, and what it costs. The values are always those of the plain loop.
 
     Args:
         optimizer: a pure optimizer of the package.
         train_loss: ``train_loss(params, batch) -> scalar``, or ``train_loss(params, batch, hparams["loss"])`` if
             ``hparams["loss"]`` is given. What it closes over is differentiated too where autograd owns the graph (see
-            :class:`Unroll`). Of a module with buffers, :func:`of_module`. ``None`` with ``grads``.
+            :class:`Unroll`). Of a module: :func:`of_module`.
         params: pytree of floating-point tensors, the starting point.
         batches: a list or tuple with one entry for each step, or a tensor whose first dimension counts the steps. Any
             other sequence is read entry by entry, more than once, and counts as constant.
-        hparams: values that replace some of ``optimizer.hparams``. The entry ``"loss"`` is optional: a tree of tensors
-            that the training loss takes as its third argument.
+        hparams: values that replace some of ``optimizer.hparams``; under ``"loss"`` a tree of tensors for the loss.
         state: the optimizer's state at the start. ``None``: ``optimizer.init(params, hparams)``, which is
             differentiated too.
         strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or your own
             :class:`~hyperopt_ftp.hyper.Strategy`.
-        progress: show a bar of the steps, by tqdm (extra ``progress``). They are those of :func:`steps` then, which
-            some strategies do not take.
-        grads: for games: ``grads(params, batch)``, or ``grads(params, batch, hparams["loss"])``, gives the ``g`` of a
-            step itself, in the structure of the params and with a graph, as by ``torch.func.grad``. Not with
-            :class:`Forward`, conjugate gradients or ``compile``.
+        progress: show a bar, by tqdm (extra ``progress``), of the steps as :func:`steps` makes them.
+        grads: for games, with ``None`` for the loss: ``grads(params, batch)``, or ``grads(params, batch,
+            hparams["loss"])``, gives ``g`` itself, in the structure of the params and with a graph, as by
+            ``torch.func.grad``. Not with :class:`Forward`, conjugate gradients or ``compile``.
 
     Returns:
         ``(params, state, losses)``: the params and state after the last step, and the training loss before each step,
@@ -96,17 +93,15 @@ def train(
             entries of ``hparams["loss"]`` that are not tensors.
         ValueError: no batches; a loss that is not a scalar, has no graph, or cannot take ``hparams["loss"]``; a loss
             that closes over a tensor that requires grad, where autograd does not own the graph, so that its derivative
-            would be lost; tensors on the meta device; complex tensors that require grad; a batch, state or hparam that
-            is on another device than the params where torch refuses both in one operation; ``progress`` with a strategy
-            that needs all steps at once.
-        ImportError: ``progress`` without tqdm.
+            would be lost; tensors on the meta device, or on two devices where torch refuses both in one operation;
+            complex tensors that require grad; ``progress`` with a strategy that needs all steps at once.
         RuntimeError: errors of the strategy; in the backward pass, a tensor that was changed in place, a training
             through which one has gone, or ``create_graph=True`` with a strategy that is not exact.
 
     Warns:
         UserWarning: a training loss that is not finite (once, at the end; not under a transform); params that require
-            grad, where the strategy has no derivative in them; float16 params under a transform; frozen parameters of a
-            module among params that require grad; warnings of the strategy.
+            grad, where the strategy has no derivative in them, or of which some are frozen; float16 params under a
+            transform; warnings of the strategy.
 
     If a derivative is asked for, attention runs by its formula, because the fused kernels have no second derivative.
     Functions compiled by ``torch.compile`` run uncompiled. Both hold for all threads of the process meanwhile. Under
@@ -130,8 +125,10 @@ def train(
     warn_of_constant_start(strategy, params, (full, batches))
     if progress:
         check_stepwise("progress=True", strategy)
+        from tqdm.auto import tqdm
+
         each = walked(optimizer, loss, params, entries(batches), full, state, strategy)
-        run = joined(_bar(each, len(batches)))
+        run = joined(tqdm(each, total=len(batches)))
     else:
         run = trained(optimizer, loss, params, batches, full, state, strategy)
     _warn_of_nan(run.losses)
@@ -235,15 +232,6 @@ def joined(steps: Iterable[Step[TreeT, StateT]], stop: Callable[[Step], Any] = l
     return TrainOutputs(step.params, step.state, torch.stack(losses))
 
 
-def _bar(steps: Iterable[Step[TreeT, StateT]], count: int) -> Iterable[Step[TreeT, StateT]]:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        hint = "pip install 'hyperopt-ftp[progress]'"
-        raise ImportError(f"progress=True shows a bar by tqdm, which is not installed: {hint}") from error
-    return tqdm(steps, total=count)
-
-
 def beside(params: Sequence[Tensor], hparams: HParams) -> HParams:
     """Numbers that are differentiated, on the device of the params: they go there once, and their derivatives come
     back once, not in each step. Others stay on the CPU, where the host may read them."""
@@ -262,8 +250,8 @@ def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> N
     if meant or (asked and not elsewhere):
         warnings.warn(
             f"params require grad, and this {type(strategy).__name__} takes the start of training for a constant, so "
-            "they get no derivative (their .grad stays None): for first-order MAML take hft.Unroll(first_order=True), "
-            "for the whole derivative hft.Unroll(); to hold them fixed pass their detach()",
+            "they get no derivative (their .grad stays None): take hft.Unroll(), with first_order=True for first-order "
+            "MAML; to hold them fixed pass their detach()",
             UserWarning,
             stacklevel=callers_level(),
         )
@@ -273,8 +261,8 @@ def _refuse_again(grads: Any) -> None:
     """In place of torch's error, in a backward pass that would go where one has been."""
     raise RuntimeError(
         "this backward pass goes on into an earlier training, through which one has gone already: begin the next "
-        "training where the last one ended by run = run.detached(); for a loss at each step, add the losses and call "
-        "backward() once, at the end; or call the earlier one with retain_graph=True"
+        "training at run.detached(); for a loss at each step, add the losses and call backward() once; or call the "
+        "earlier one with retain_graph=True"
     )
 
 

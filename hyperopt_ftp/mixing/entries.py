@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..calls import did_you_mean
 from ..tree import working
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -73,16 +72,13 @@ def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
         TypeError, ValueError: as :func:`shared`; an anchor whose product is not 0; ``"zero"`` without LoRA's factors.
     """
     if isinstance(anchor, str):
-        if anchor != "zero":
-            hint = did_you_mean(anchor, ["zero"])
-            raise TypeError(f"anchor must be a dict of tensors by name, or 'zero', got {anchor!r}{hint}")
         shared(weights, {})
         factors(weights, weights)
         seconds = [name for name in weights if (is_b := _FACTOR.search(name)) and is_b[1] not in _SECOND]
-        if not seconds:
+        if anchor != "zero" or not seconds:
             raise ValueError(
-                "anchor='zero' is for LoRA's factors (names with lora_A and lora_B), which weights do not have; give a "
-                "dict of tensors by name"
+                "anchor must be a dict of tensors by name, or 'zero' for LoRA's factors (names with lora_A and lora_B) "
+                f"among weights, got {anchor!r}{' without any' if anchor == 'zero' else ''}"
             )
         return {name: torch.zeros_like(weights[name]) for name in seconds}
     found = {name: anchor[name] for name in shared(weights, anchor)}

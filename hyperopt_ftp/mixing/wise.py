@@ -31,9 +31,9 @@ def wise(
     Args:
         weights: fine-tuned, by name: a whole ``module.state_dict()``, so that BatchNorm's statistics are mixed too.
         anchor: pre-trained, by name. An entry that is absent (a new head) does not change. ``"zero"``: LoRA's adapters
-            are mixed with 0, where the model is the pre-trained one, and all other entries do not change.
+            are mixed with 0, the pre-trained model, and nothing else changes.
         strength: share of the anchor: number or 0-d tensor in [0, 1], or a dict of them by name (absent: 0). The
-            paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly (of LoRA: the product).
+            paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly.
 
     Returns:
         New tensors by name, in the dtypes of ``weights``; those that are mixed can be differentiated. Entries that are
@@ -42,23 +42,20 @@ def wise(
     Raises:
         TypeError: something that is not a dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
-            ``weights`` or has another shape. LoRA's factors with an anchor whose product is not 0; a part of an adapter
-            that is no product of two (DoRA, LoHa): what these do is not linear in one entry.
+            ``weights`` or has another shape; LoRA's factors with an anchor whose product is not 0; parts of adapters
+            that are no product of two (DoRA, LoHa).
 
     >>> import torch, hyperopt_ftp as hft
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
     {'w': tensor([2.5000]), 'head': tensor([1.])}
-    >>> hft.wise({"q.lora_A": torch.ones(1, 2), "q.lora_B": torch.ones(2, 1)}, "zero", strength=0.25)
-    {'q.lora_A': tensor([[1., 1.]]), 'q.lora_B': tensor([[0.7500],
-            [0.7500]])}
+    >>> hft.wise({"q.lora_A": torch.ones(1, 2), "q.lora_B": torch.ones(1, 1)}, "zero", strength=0.25)
+    {'q.lora_A': tensor([[1., 1.]]), 'q.lora_B': tensor([[0.7500]])}
     """
     far = ends(weights, anchor)
     shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(far, strength)
     unknown = sorted(shares.keys() - far.keys())
     if unknown:
-        raise ValueError(
-            f"strength has the names {unknown[:5]}, which have no weights with an anchor to mix (LoRA's B has)"
-        )
+        raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor (LoRA's B has)")
     for share in shares.values():
         check_number("strength", share, _SHARE)
     return {name: lerped(w, far[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}

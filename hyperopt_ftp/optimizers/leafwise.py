@@ -182,8 +182,8 @@ def check_params(params: Any) -> None:
         if not isinstance(leaf, Tensor):
             if not name:
                 raise TypeError(
-                    f"params must be a pytree of tensors, got a {type(leaf).__name__}; of a module take dict(module."
-                    "named_parameters()), and torch.func.functional_call(module, params, (x,)) in the loss"
+                    f"params must be a pytree of tensors, got a {type(leaf).__name__}; of a module give dict("
+                    "net.named_parameters()), with a loss by hft.of_module(net, ...)"
                 )
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is a {type(leaf).__name__}")
         if not leaf.is_floating_point():

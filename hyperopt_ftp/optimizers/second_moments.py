@@ -42,20 +42,14 @@ def adabelief(
 ) -> Optimizer[AdaBeliefState]:
     """AdaBelief (arXiv 2010.07468, Algorithm 2): steps are long where gradients are as their average foresees.
 
-    With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
+    With the symbols of :func:`adam`::
 
         m <- b1 * m + (1 - b1) * g
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps
         W <- W - lr * weight_decay * W - lr * (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
 
-    Args:
-        lr, betas, eps, weight_decay, maximize: as in :func:`adamw`. ``eps`` is the authors' code's.
-
-    Raises:
-        ValueError: as :func:`adam`.
-
-    Without weight decay it equals ``optax.adabelief`` with ``eps_root`` = ``eps``. The paper has no decay; this is that
-    of the authors' code, whose rectification is not here.
+    Arguments and errors are those of :func:`adamw`. Without weight decay it equals ``optax.adabelief`` with
+    ``eps_root`` = ``eps``. Decay and ``eps`` are those of the authors' code, whose rectification is not here.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.adabelief(lr=0.1)
@@ -88,22 +82,16 @@ def yogi(
 ) -> Optimizer[YogiState]:
     """Yogi (Zaheer et al., 2018, Algorithm 2): Adam whose second moment changes by no more than the squared gradient.
 
-    With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
+    With the symbols of :func:`adam`::
 
         g <- g + weight_decay * W
         m <- b1 * m + (1 - b1) * g
         v <- v - (1 - b2) * sign(v - g^2) * g^2
         W <- W - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-    Args:
-        lr, betas, eps, weight_decay, maximize: as in :func:`adam`.
-        initial_accumulator_value: of ``m`` and ``v``; an hparam, but ``init`` alone reads it.
-
-    Raises:
-        ValueError: as :func:`adam`.
-
-    Differs from the paper as ``optax.yogi`` does, which it equals: averages do not start at 0, and are bias-corrected
-    like Adam's. The decay is neither's. The sign has derivative 0.
+    Arguments and errors are those of :func:`adam`. Differs from the paper as ``optax.yogi`` does, which it equals:
+    ``m`` and ``v`` start at ``initial_accumulator_value``, an hparam that ``init`` alone reads, and are bias-corrected.
+    The decay is neither's. The sign has derivative 0.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.yogi(lr=0.1, eps=0.0, initial_accumulator_value=0.0)

@@ -45,20 +45,15 @@ def lamb(
 ) -> Optimizer[LambState]:
     """LAMB (arXiv 1904.00962, Algorithm 2): steps of Adam, each ``lr`` times as long as the weights of its tensor.
 
-    With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
+    With the symbols of :func:`adam`::
 
         m <- b1 * m + (1 - b1) * g
         v <- b2 * v + (1 - b2) * g^2
         u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * W
         W <- W - lr * (||W|| / ||u||) * u           l2 norms of the tensor; their ratio is 1 if one of them is 0
 
-    Args:
-        lr, betas, eps, weight_decay, maximize: as in :func:`adam`; the paper's weight decay is 0.01.
-
-    Raises:
-        ValueError: as :func:`adam`.
-
-    The paper's phi is the identity. Equals ``optax.lamb``.
+    Arguments and errors are those of :func:`adam`; the paper's weight decay is 0.01, its phi the identity here. Equals
+    ``optax.lamb``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.lamb(lr=0.1)
@@ -99,12 +94,11 @@ def lars(
         W <- W - B                                                              or W - (mu * B + d) with nesterov
 
     Args:
-        lr, momentum, weight_decay, trust_coefficient, eps: the hparams: numbers, 0-d tensors, or trees of them. The
-            paper has no ``eps``.
+        lr, momentum, weight_decay, trust_coefficient, eps: the hparams, all >= 0. The paper has no ``eps``.
         nesterov, maximize: as in :func:`sgd` (not hparams).
 
     Raises:
-        ValueError: a number outside its domain (all >= 0).
+        ValueError: a number outside its domain.
 
     Equals ``optax.lars`` without weight decay. With it optax divides by ``||g + weight_decay * W||``, the paper by the
     sum of norms. A tensor of zeros, such as a bias at its start, moves as by SGD, where the ratio would hold it at 0.
@@ -134,7 +128,8 @@ def lars(
 
 
 def _norm(x: Tensor) -> Tensor:
-    return safe_sqrt((x * x).sum())
+    size = x.detach().abs().sum()  # the square of 1e-24 is 0 in float32
+    return size * safe_sqrt((x / torch.where(size > 0, size, 1.0)).square().sum())
 
 
 def _ratio(top: Tensor, bottom: Tensor, factor: Any = 1.0, eps: Any = 0.0) -> Tensor:

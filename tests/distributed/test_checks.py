@@ -72,7 +72,7 @@ def test_without_a_process_group_it_says_how():
         ({"loss": 3}, TypeError, "loss must be a function"),
         ({"loss": lambda params: 0.0}, ValueError, r"loss must take \(params, batch\).*takes 1"),
         ({"loss": lambda params, x, h, z: 0.0}, ValueError, r"loss must take \(params, batch\).*takes 4"),
-        ({"loss": torch.nn.Linear(2, 2)}, TypeError, "the module Linear; call it inside one"),
+        ({"loss": torch.nn.Linear(2, 2)}, TypeError, "as of_module makes, got Linear"),
         ({"loss": hft.data_parallel(hypergradients.loss)}, TypeError, "data-parallel already"),
         ({"loss": hypergradients.loss, "reduction": "avg"}, ValueError, "must be one of 'mean', 'sum', got 'avg'"),
         ({"loss": hypergradients.loss, "size": 12}, TypeError, "size must be a function of the batch, got 12"),

@@ -187,9 +187,12 @@ WRONG = {
     "another name": (lambda p, b: {"x": p["x"], "z": p["y"]}, "must have the structure of the parameters: .*'y'"),
     "one too few": (lambda p, b: {"x": p["x"]}, "must have the structure of the parameters"),
     "a list": (lambda p, b: [p["x"], p["y"]], "must have the structure of the parameters"),
-    "another shape": (lambda p, b: {"x": p["x"][:2], "y": p["y"]}, r"of shape \(3,\) for 'x', got shape \(2,\)"),
-    "a number": (lambda p, b: {"x": p["x"], "y": 0.0}, r"of shape \(3,\) for 'y', got 0.0"),
-    "no graph": (lacks, "without a graph for 'x', .*torch.func.grad, .*create_graph=True"),
+    "another shape": (
+        lambda p, b: {"x": p["x"][:2], "y": p["y"]},
+        r"for 'x' a tensor of shape \(3,\) .*\[2\]",
+    ),
+    "a number": (lambda p, b: {"x": p["x"], "y": 0.0}, r"for 'y' a tensor of shape \(3,\) .*, got 0.0"),
+    "no graph": (lacks, "for 'x' .*torch.func.grad .*create_graph=True.* got one without a graph"),
     "one argument": (lambda p: p, "grads is called as grads.params, batch., but takes 1"),
 }
 
@@ -205,13 +208,9 @@ def test_another_field_than_of_the_params_is_one_clear_error(strategy, grads, wh
         assert run.losses.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("strategy", "why"),
-    [(hft.Forward(), "symmetric"), (hft.Implicit("cg"), "symmetric"), (hft.Unroll(compile=True), "compiles losses")],
-    ids=repr,
-)
-def test_strategies_that_need_a_loss_are_refused(strategy, why):
-    with pytest.raises(ValueError, match=f"{why}.*cannot train by grads: take hft.Unroll"):
+@pytest.mark.parametrize("strategy", [hft.Forward(), hft.Implicit("cg"), hft.Unroll(compile=True)], ids=repr)
+def test_strategies_that_need_a_loss_are_refused(strategy):
+    with pytest.raises(ValueError, match="is for losses alone, .*cannot train by grads: take hft.Unroll"):
         hft.train(OPT, None, start(), DATA, strategy=strategy, grads=by_func)
 
 
@@ -220,5 +219,5 @@ def test_either_a_loss_or_grads():
         hft.train(OPT, lambda p, b: p["x"].sum(), start(), DATA, grads=by_func)
     with pytest.raises(TypeError, match="train_loss must be a function"):
         hft.train(OPT, None, start(), DATA)
-    with pytest.raises(TypeError, match=r"grads must be a function of \(params, batch\), got 3"):
+    with pytest.raises(TypeError, match="grads must be a function"):
         hft.train(OPT, None, start(), DATA, grads=3)

@@ -186,14 +186,13 @@ def minus(x, t):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda t: hft.root(lambda x, t: (x - t).sum(), ZERO, t), ValueError, r"F must have .* \(3,\) .*, got \(\)"),
-        (lambda t: hft.root(lambda x, t: {"a": x}, ZERO, t), ValueError, "F must have the shape and dtype of x0"),
-        (lambda t: hft.root(lambda x, t: x["a"], {"a": ZERO}, t), ValueError, "F must have the structure of x0"),
+        (lambda t: hft.root(lambda x, t: (x - t).sum(), ZERO, t), ValueError, r"like x0, \(3,\) .*, got \(\)"),
+        (lambda t: hft.root(lambda x, t: x["a"], {"a": ZERO}, t), ValueError, "F must be like x0, {'a': '.3,. t"),
         (lambda t: hft.root(lambda x, t: x.float(), ZERO, t), ValueError, r"torch.float64, got .* torch.float32"),
-        (lambda t: hft.fixed_point(lambda x, t: x[:2], ZERO, t), ValueError, "fixed_point: f must have the shape"),
-        (lambda t: hft.root(minus, ZERO, t, solve=lambda x, t: x[:2]), ValueError, "what solve returned must have"),
+        (lambda t: hft.fixed_point(lambda x, t: x[:2], ZERO, t), ValueError, "fixed_point: f must be like x0"),
+        (lambda t: hft.root(minus, ZERO, t, solve=lambda x, t: x[:2]), ValueError, "what solve returned must be"),
         (lambda t: hft.root(minus, ZERO.bfloat16(), t), TypeError, "x0 must hold float32 or float64 tensors, got"),
-        (lambda t: hft.root(minus, ZERO.long(), t), TypeError, "must be floating-point"),
+        (lambda t: hft.root(minus, ZERO.long(), t), TypeError, "x0 must hold float32 or float64 tensors, got"),
         (lambda t: hft.root(minus, [], t), TypeError, "x0 must hold float32 or float64 tensors, got"),
         (lambda t: hft.root(lambda x: x, ZERO, t), TypeError, "too many positional arguments"),
         (lambda t: hft.root(minus, torch.zeros(1001), t), ValueError, "1001 entries.* give solve= and strategy=hft.I"),
@@ -202,13 +201,11 @@ def minus(x, t):
         (lambda t: hft.root(minus, ZERO, t, solve="newton"), TypeError, "solve must be a function"),
         (lambda t: hft.root(lambda x, _: x - t, ZERO, ONE), ValueError, "uses a tensor of shape .* Pass it in theta"),
         (lambda t: hft.root(lambda x, t: x - t.sum().item(), ZERO, t), RuntimeError, "takes the number of x or theta"),
-        (lambda t: hft.root(lambda x, t: x * x.norm().item() - t, ONE, t), RuntimeError, "the number of x or theta"),
         (lambda t: grad(lambda a: hft.root(lambda x, t: x - float(t), ZERO, a).sum())(ONE[0]), RuntimeError, "number"),
-        (lambda t: hft.root(lambda x, t: x**2 + t, ONE, t), ArithmeticError, "not finite|F is not 0"),
-        (lambda t: hft.root(lambda x, t: 0 * x + x.sum() - t, ONE, t), ArithmeticError, "where dF/dx is singular"),
+        (lambda t: hft.root(lambda x, t: x**2 + t, ONE, t), ArithmeticError, "F is not 0"),
+        (lambda t: hft.root(lambda x, t: 0 * x + x.sum() - t, ONE, t), ArithmeticError, "nan: dF/dx is singular"),
         (lambda t: hft.root(minus, ZERO, t, solve=lambda x, t: x), ArithmeticError, "F is not 0 where the solver stop"),
-        (lambda t: hft.root(minus, ZERO, t, solve=lambda x, t: t / 0 * 0), ArithmeticError, "is not finite"),
-        (lambda t: hft.fixed_point(lambda x, t: t - 2 * x, ZERO, t), ArithmeticError, "fixed_point: .*not finite"),
+        (lambda t: hft.fixed_point(lambda x, t: t - 2 * x, ZERO, t), ArithmeticError, "fixed_point: F is not 0"),
         (lambda t: vmap(lambda a: hft.root(lambda x, _: x - t, ZERO, a))(ONE), ValueError, "Pass it in theta"),
         (lambda t: grad(lambda a: hft.root(lambda x, _: x - a, ZERO, ONE).sum())(ONE), ValueError, "Pass it in theta"),
     ],
@@ -222,7 +219,7 @@ def test_a_solver_that_almost_arrives_warns_and_values_alone_may_capture():
     def rough(x, t):
         return t * (1 + 1e-4)
 
-    with pytest.warns(UserWarning, match=r"x is off by 0.0001 of its size, tolerance 1.5e-08, .* by tolerance="):
+    with pytest.warns(UserWarning, match=r"of x is off by 0.0001 of its size, tolerance 1.5e-08, .* by tolerance="):
         hft.root(minus, ZERO, ONE, solve=rough)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -260,3 +257,21 @@ def test_a_solver_may_write_into_its_start():
     x0, t = torch.ones(2, dtype=F64), torch.tensor(4.0, dtype=F64)
     hft.root(lambda x, t: x - t, x0, t, solve=lambda x, t: x.copy_(t.expand(2)))
     assert torch.equal(x0, torch.ones(2, dtype=F64))
+
+
+@pytest.mark.parametrize("off", [1e-3, 0.5], ids=["warned of", "refused"])
+@pytest.mark.parametrize("many", [1, 600], ids=["by Newton's step", "of a large x"])
+def test_what_a_solver_left_undone_in_a_small_entry_is_seen(off, many):
+    """1e6 beside 1, each with an equation in units of its own."""
+    t = torch.tensor([1e6, 1.0], dtype=F64).repeat(many)
+    wrong = t * torch.tensor([1.0, 1 + off], dtype=F64).repeat(many)
+    given = {"solve": lambda x, t: wrong, "strategy": hft.Implicit("cg")}
+    expected = pytest.warns(UserWarning, match="an entry of x is off") if off < 1e-2 else pytest.raises(ArithmeticError)
+    with expected:
+        hft.root(lambda x, t: x / t - 1, 0 * t, t, **given)
+    hft.root(lambda x, t: x / t - 1, 0 * t, t, **{**given, "solve": lambda x, t: t * (1 + 1e-9)})
+
+
+def test_values_at_a_solution_where_the_derivative_is_singular():
+    with torch.no_grad():
+        assert hft.root(lambda x, t: (x - t) ** 2, ZERO, ONE, solve=lambda x, t: t).equal(ONE)

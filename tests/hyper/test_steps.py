@@ -291,7 +291,7 @@ def test_a_backward_pass_at_each_step_says_what_to_do():
             loss(step.params, DATA[0]).backward()
         else:
             with pytest.raises(
-                RuntimeError, match=r"one has gone already: .* add the losses and call backward\(\) once"
+                RuntimeError, match=r"one has gone already: .* add the losses and call backward\(\) once;"
             ):
                 loss(step.params, DATA[0]).backward()
             break

@@ -204,23 +204,27 @@ def test_bad_input(call, error, said):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=repr)
-def test_gradient_checkpointing_enable_changes_no_hypergradient(strategy):
-    """What is computed again has the params of its step, not the model's own; dropout is on, weights are tied."""
+def test_remat_layers_stand_in_for_gradient_checkpointing_enable_which_is_refused():
+    """Dropout is on, weights are tied."""
     torch.manual_seed(0)
     size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     model = BertForMaskedLM(BertConfig(vocab_size=11, max_position_embeddings=8, **size)).double().train()
     loss = hft.of_module(model, lambda m, batch: m(input_ids=batch, labels=batch).loss)
     data, slopes = [torch.randint(11, (2, 6)) for _ in range(3)], []
-    for enable in (False, True):
-        if enable:
-            model.gradient_checkpointing_enable()
+    params = dict(model.named_parameters(remove_duplicate=False))
+    for remat in (False, True):
+        if remat:
+            hft.remat_layers(model, "bert.encoder.layer.*")
         lr = torch.tensor(LR, dtype=torch.float64, requires_grad=True)
         torch.manual_seed(3)
-        params = dict(model.named_parameters(remove_duplicate=False))
-        run = hft.train(hft.adam(eps=1e-3), loss, params, data, hparams={"lr": lr}, strategy=strategy)
+        run = hft.train(hft.adam(eps=1e-3), loss, params, data, hparams={"lr": lr})
         slopes += torch.autograd.grad(sum(p.square().sum() for p in run.params.values()), lr)
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
     model.load_state_dict({**run.params, **run.buffers})
     decoder, words = model.get_output_embeddings(), model.get_input_embeddings()
     assert decoder.weight is words.weight
+    for layer in model.bert.encoder.layer:
+        del layer.forward
+    model.gradient_checkpointing_enable()
+    with pytest.raises(RuntimeError, match=r"gradient_checkpointing_enable\(\).* take hft.remat_layers"):
+        hft.train(hft.adam(eps=1e-3), loss, params, data)

@@ -42,3 +42,11 @@ def test_derivatives_to_second_order_are_finite_where_a_norm_is_0(make, limit, z
     assert all(x.isfinite().all() for x in torch.func.grad(end, argnums=(0, 1, 2))(*inputs))
     slopes = torch.func.hessian(lambda lr, w: end(lr, w, g), argnums=(0, 1))(*inputs[:2])
     assert all(x.isfinite().all() for row in slopes for x in row)
+
+
+def test_a_gradient_whose_square_is_0_in_float32_has_a_norm():
+    """LARS does not depend on the size of the gradient."""
+    w, g = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 4.0])
+    opt = hft.lars(lr=1.0, trust_coefficient=0.1)
+    small, large = (opt.update(g * scale, opt.init(w), w)[0] for scale in (1e-24, 1.0))
+    torch.testing.assert_close(small, large, rtol=4 * torch.finfo(torch.float32).eps, atol=0)

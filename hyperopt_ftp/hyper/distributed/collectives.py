@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ... import tree
 from ...calls import callers_level
-from ..core.torch_private import under_transform
+from ..core.torch_private import outside_transforms, under_transform
 
 #: What a loss may be of; in a process's row of the table by its place here, or ``_FAILED``.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -32,7 +31,7 @@ class Team:
         """The maximum of each number over the processes, so that all decide alike."""
         self.check()
         place = None if dist.get_backend(self.group) == "gloo" else torch.accelerator.current_accelerator()
-        with temporarily_clear_interpreter_stack():
+        with outside_transforms():
             mine = torch.tensor(numbers, dtype=torch.int64, device=place)
             self._together("agreeing", lambda: dist.all_reduce(mine, dist.ReduceOp.MAX, self.group))
         return mine.tolist()

@@ -71,8 +71,8 @@ def data_parallel(
     Warns:
         UserWarning: the loss of a process, named by its rank, is not finite.
 
-    A value is one all-gather of 32 bytes for each process. A gradient in params and hparams is one all-reduce of all of
-    them, and so is a Hessian-vector product. 16-bit numbers are summed in float32.
+    A value is one all-gather of 32 bytes for each process; a gradient in params and hparams, and a Hessian-vector
+    product, are one all-reduce. 16-bit numbers are summed in float32.
 
     >>> import torch, torch.distributed as dist, hyperopt_ftp as hft
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -84,15 +84,10 @@ def data_parallel(
     -3.93216
     >>> dist.destroy_process_group()
     """
-    if not callable(loss):
-        raise TypeError(f"loss must be a function loss(params, batch), got {type(loss).__name__}")
+    if not callable(loss) or isinstance(loss, torch.nn.Module):
+        raise TypeError(f"loss must be a function loss(params, batch), as of_module makes, got {type(loss).__name__}")
     if isinstance(loss, DataParallel):
         raise TypeError("loss is data-parallel already: it would be averaged twice")
-    if isinstance(loss, torch.nn.Module):
-        raise TypeError(
-            f"loss must be a function loss(params, batch), got the module {type(loss).__name__}; call it inside "
-            "one, by torch.func.functional_call(module, params, (x,))"
-        )
     least, most = argument_counts(loss)
     if most < 2 or least > 3:
         raise ValueError(

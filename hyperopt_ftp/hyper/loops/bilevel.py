@@ -80,38 +80,33 @@ def bilevel(
 
     Args:
         optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
-        by: the optimizer of the hyperparameters: a pure one, a class of ``torch.optim``, or a function from a list of
-            tensors to an optimizer (such as a ``functools.partial`` of a class).
+        by: the optimizer of the hyperparameters: a pure one, or a function from a list of tensors to one of
+            ``torch.optim``, such as a class.
         over: as in :func:`hypergradient`. With ``"params"`` each round starts from the tuned params (MAML). With
             ``"batches"`` the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
         outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches. If it has a third argument without a
             default, it gets ``hparams["loss"]`` there.
-        params: the starting point. With ``state`` only structure and shapes count, and what ``over`` leaves out of it
-            (``over="params.head"``).
-        train_batches, outer_batches: a sequence is repeated. Any other iterable (a loader) is restarted when it ends. A
+        params: the starting point. With ``state`` only its form counts, and what ``over="params.head"`` leaves out.
+        train_batches, outer_batches: a sequence is repeated, any other iterable (a loader) restarted when it ends. A
             resumed run continues at the same batch of a sequence, or of a ``DataLoader`` that reads in order.
-        inner_steps: K, or a function of the number of the outer step (from 1). It gives K, or a rule that ends the
-            round, ``stop(step) -> bool`` of a :class:`~hyperopt_ftp.hyper.Step`:
-            ``inner_steps=lambda n: lambda step: step.loss < 0.1``. A round with a rule is one of :func:`steps`, with
-            the strategies of these.
+        inner_steps: K, or a function of the number of the outer step (from 1) that gives K, or a rule that ends the
+            round by what a :class:`~hyperopt_ftp.hyper.Step` says: ``lambda n: lambda step: step.loss < 0.1``, with the
+            strategies of :func:`steps`.
         outer_steps: number of outer steps in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
         state: ``record.state`` of an earlier run, to resume it. It does not hold torch's default generators.
         reset: params that each round starts from, with a new optimizer state, or a function from the number of the
             outer step (from 1) to them.
-        not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value in
-            this outer step (``by`` sees 0), and is named in ``record.skipped``. If the params or the optimizer's state
-            are not finite, the whole round is undone.
+        not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value
+            (``by`` sees 0), and is named in ``record.skipped``. If params or state are not finite, the round is undone.
 
     Yields:
         A :class:`Record` after each outer step.
 
     Raises:
         FloatingPointError: a hypergradient or params that are not finite, and where.
-        TypeError: an optimizer, strategy or batches of another kind.
-        ValueError: no batches; steps below 1; a rule with a strategy that needs all steps at once; a ``state`` of
-            another run; as :func:`hypergradient`.
-        ArithmeticError: as :class:`Implicit`.
+        TypeError, ValueError, ArithmeticError: as :func:`hypergradient`; steps below 1; a rule with a strategy that
+            needs all steps at once; a ``state`` of another run.
 
     Warns:
         UserWarning: as :func:`hypergradient`; a loader that is read from its beginning on resume.
@@ -192,14 +187,7 @@ class _Rounds:
 
     def _round(self, state: BilevelState, train: Iterator[Any], held_out: Any) -> Record:
         step = int(state.step) + 1
-        batches, rule = self._planned(step, train)
-        made = 0 if rule else len(batches)
-
-        def stop(step: Step) -> Any:
-            nonlocal made
-            made = step.k + 1
-            return rule(step)
-
+        batches, stop, made = self._planned(step, train)
         whole, params, inner = self.whole, state.params, state.inner
         if self.reset is not None:
             params, inner = self.reset(step) if callable(self.reset) else self.reset, None
@@ -215,7 +203,7 @@ class _Rounds:
         try:
             value, slopes, (params, inner) = value_and_grad(
                 self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names,
-                without_start(given), inner, self.strategy, stop if rule else None,
+                without_start(given), inner, self.strategy, stop,
             )  # fmt: skip
         except RuntimeError as error:
             mixed = two_devices(error, params, outer_batches=held_out)
@@ -223,7 +211,7 @@ class _Rounds:
         warn_of(slopes)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
         count, lost = torch.tensor(step, device="cpu"), not _finite((params, inner))
-        ended = state.trained + made
+        ended = state.trained + len(made)
         if self.not_finite == "error" and (skipped or lost):
             what, advice = "the params, or the optimizer's state, are", "learning rate"
             if skipped:
@@ -245,14 +233,15 @@ class _Rounds:
         state = BilevelState(count, params, inner, tuned, outer, ended)
         return Record(step, value.item(), slopes, tuned, hparams, skipped, state)
 
-    def _planned(self, step: int, train: Iterator[Any]) -> tuple[Any, Any]:
-        """The batches of a round, and the rule that ends it, if there is one."""
-        plan = self.inner_steps(step) if callable(self.inner_steps) else self.inner_steps
+    def _planned(self, step: int, train: Iterator[Any]) -> tuple[Any, Any, Sequence[int]]:
+        """The batches of a round, the rule that ends it, if there is one, and its steps, when they have been made."""
+        plan: Any = self.inner_steps(step) if callable(self.inner_steps) else self.inner_steps
         if callable(plan):
             check_stepwise("a rule that ends a round", self.strategy)
-            return train, plan
+            made: list[int] = []
+            return train, lambda step: made.append(step.k) or plan(step), made
         check_count("inner_steps", plan, "steps")
-        return [next(train) for _ in range(plan)], None
+        return [next(train) for _ in range(plan)], None, range(plan)
 
     def _tunes(self, part: str) -> bool:
         return any(name.split(".")[0] == part for name in self.names)

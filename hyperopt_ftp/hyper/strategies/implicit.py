@@ -42,22 +42,19 @@ class Implicit(Strategy):
     lr, momentum, betas, the params and state at the start. A second derivative, by ``torch.func``, takes the end for
     the fixed point again; training is not repeated.
 
-    Holding the state is right if params and hparams act on it through the gradient alone: SGD and Adam with momentum,
-    with decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled
-    decay or a pull toward an anchor beside momentum (AdamW), for lookahead and for schedule-free. One extra product
-    checks this after convergence, but not in 16 bits or under autocast.
+    Holding the state is right if params and hparams act on it through the gradient alone: SGD and Adam, with decay in
+    the loss or coupled. It is wrong for decoupled decay or a pull toward an anchor beside momentum (AdamW), for
+    lookahead and for schedule-free. One extra product checks this after convergence, but not in 16 bits.
 
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
-            conjugate gradients, for a symmetric positive ``dF/dp`` (SGD, with or without momentum). ``"dense"``: by the
-            matrix itself, one product for each entry of the params, for few of these. ``"identity"``: ``x = dL/dp``, as
-            if ``dF/dp`` were I: the derivative of one step, at its cost (T1-T2, arXiv 1511.06727; SAMA, arXiv
-            2310.05674).
-        iterations: maximal number of products with ``dF/dp``; ``"dense"`` needs none.
+            conjugate gradients, for a symmetric positive ``dF/dp`` (SGD). ``"dense"``: by the matrix itself, one
+            product for each entry of the params. ``"identity"``: ``x = dL/dp``, as if ``dF/dp`` were I: the derivative
+            of one step, at its cost (T1-T2, arXiv 1511.06727; SAMA, arXiv 2310.05674).
+        iterations: maximal number of products with ``dF/dp``, but for ``"dense"``.
         damping: added to the diagonal, in units of ``dF/dp``.
         tolerance: relative residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns. ``None``:
-            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform all iterations are
-            run.
+            ``eps ** (2/3)`` of the dtype (4e-11 for float64). Under a transform all iterations are run.
         batches: ``update`` is averaged over this many of the last batches, to approximate the whole training loss.
         report: a function that is called with each :class:`~hyperopt_ftp.hyper.Solved` (x, iterations, residual).
 
@@ -258,9 +255,8 @@ class Implicit(Strategy):
             warnings.warn(
                 "Implicit holds the optimizer's state, but the derivatives of the state and of the step do not fit "
                 f"each other (a mismatch of {found:.2g}), so the result is wrong. What is decayed or pulled must reach "
-                "the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam in place of that of "
-                "hft.adamw or hft.decayed. With lookahead or schedule-free take hft.Unroll(). Noisy batches may be "
-                "another cause: batches=n",
+                "the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam. With lookahead or "
+                "schedule-free take hft.Unroll(). Noisy batches may be another cause: batches=n",
                 UserWarning,
                 stacklevel=callers_level(),
             )

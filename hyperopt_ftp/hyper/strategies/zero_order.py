@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ... import tree
 from ...calls import callers_level, check_count, check_flag, explained
@@ -23,7 +22,7 @@ from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
 from ..core.strategy import Costs, Objective, PlainSteps, Strategy, few_steps
-from ..core.torch_private import under_transform, values_of
+from ..core.torch_private import outside_transforms, under_transform, values_of
 from ..core.vjp import dot
 
 Function = Callable[[list[Tensor]], Tensor]
@@ -162,12 +161,12 @@ class ZeroOrder(Strategy):
         ]
 
     def _draw(self) -> int:
-        with temporarily_clear_interpreter_stack():  # one draw, also under vmap
+        with outside_transforms():  # one draw, also under vmap
             return int(torch.randint(2**62, (), generator=self.generator))
 
     def _direction(self, x: list[Tensor], seed: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        with temporarily_clear_interpreter_stack():
+        with outside_transforms():
             rows = [torch.randn(u.shape, generator=generator, dtype=torch.float64) for u in x]
         return [in_layout_of(e.to(tree.working(u).dtype).to(u.device), u) for u, e in zip(x, rows, strict=True)]
 

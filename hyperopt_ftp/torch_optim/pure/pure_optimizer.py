@@ -121,9 +121,9 @@ class PureOptimizer(torch.optim.Optimizer):
         if state is not None:
             weights, hparams = self._weights(), self._given()
             first = self._optimizer.init(weights, hparams)
-            filled = _filled(first, dict(tree.named(state)), weights, "state")
-            if type(state) is not type(first):  # of the same names
+            if type(state) is not type(first):
                 raise TypeError(f"state must be of this optimizer, {type(first).__name__}, got {type(state).__name__}")
+            filled = _filled(first, dict(tree.named(state)), weights)
             self._start(hparams)
             self._keep(copied(filled))
             self._report()
@@ -332,8 +332,8 @@ class _Copied:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a PureOptimizer cannot be pickled, nor sent to another process, since its rule is made of functions: send "
-            "its state_dict(), build the optimizer anew there, and load_state_dict()"
+            "a PureOptimizer cannot be pickled, or sent to a process, as its rule is made of functions: send its "
+            "state_dict(), and load_state_dict() into one that is built there"
         )
 
 
@@ -371,8 +371,8 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
     return parted
 
 
-def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor], source: str = "checkpoint") -> Any:
-    """A state like ``template``, its dtypes and devices too, with the entries of a checkpoint by path.
+def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """A state like ``template``, its dtypes and devices too, with the entries of a state by path.
 
     One entry may stand for several there: a count of steps, once a gradient was ``None``, is one for each parameter.
     """
@@ -384,15 +384,13 @@ def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor], so
         if not whole and not several:
             other = next((name for name in found if name.startswith(path.partition(".")[0])), None)
             hint = f" or has other names of them, as in {other!r}" if other else ""
-            raise ValueError(f"the {source} has no {path!r}: it is of another optimizer or other parameters,{hint}")
+            raise ValueError(f"the state has no {path!r}: it is of another optimizer or other parameters,{hint}")
         value = found.pop(path) if whole else several
         if isinstance(value, (int, float)):
             value = torch.as_tensor(value)
         if isinstance(value, Tensor) and value.shape != leaf.shape:
-            raise ValueError(
-                f"{path!r} has the shape {tuple(value.shape)} in the {source}, and {tuple(leaf.shape)} here"
-            )
+            raise ValueError(f"{path!r} has the shape {tuple(value.shape)} in the state, and {tuple(leaf.shape)} here")
         values.append(tree.map_tree(lambda x, leaf=leaf: x.to(leaf) if isinstance(x, Tensor) else x, value))
     if found:
-        raise ValueError(f"the {source} has entries {few(list(found))} that this optimizer has not")
+        raise ValueError(f"the state has entries {few(list(found))} that this optimizer has not")
     return rebuild(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,26 +12,14 @@ from torch import Tensor
 
 from ... import tree
 from ...calls import explained, few, shown
-from ...optimizers.adadelta import adadelta
-from ...optimizers.adafactor import adafactor
-from ...optimizers.adagrad import adagrad
-from ...optimizers.adam import adam, adamw
-from ...optimizers.adamax import adamax
-from ...optimizers.asgd import asgd
-from ...optimizers.muon import muon
-from ...optimizers.nadam import nadam
-from ...optimizers.radam import radam
-from ...optimizers.rmsprop import rmsprop
-from ...optimizers.rprop import rprop
-from ...optimizers.sgd import sgd
 from ...types import Optimizer, Params, State
 from .pure_optimizer import PureOptimizer
 
-#: By the name of torch's class: the entries of their states have the same names.
-_PURE: dict[str, Callable[..., Optimizer]] = {
-    "Adadelta": adadelta, "Adafactor": adafactor, "Adagrad": adagrad, "Adam": adam, "AdamW": adamw, "Adamax": adamax,
-    "ASGD": asgd, "Muon": muon, "NAdam": nadam, "RAdam": radam, "RMSprop": rmsprop, "Rprop": rprop, "SGD": sgd,
-}  # fmt: skip
+#: Classes of torch whose states have the entries of the pure optimizer with their name in small letters.
+_KNOWN = (
+    "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop",
+    "SGD",
+)  # fmt: skip
 
 
 @explained("state_from(torch_optimizer, params)")
@@ -42,8 +31,7 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
 
     Args:
         optimizer: of the class Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, ASGD, Muon, NAdam, RAdam, RMSprop,
-            Rprop or SGD of torch (no class derived of them), or a :class:`PureOptimizer`. Several groups are taken, and
-            parameters without state.
+            Rprop or SGD of torch (no class derived of them), or a :class:`PureOptimizer`, whose names stand for params.
         params: a tree of parameters of ``optimizer``, in the structure that ``train`` is given. ``None``: a dict by the
             names with which it was made.
 
@@ -51,7 +39,7 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
         A copy, in the structure of ``pure.init(params)``.
 
     Raises:
-        TypeError: an optimizer of another class: its rule is not known here.
+        TypeError: an optimizer of another class.
         ValueError: no names, and no params; params that the optimizer has not.
 
     SGD and RMSprop without momentum keep no buffer in torch, so a derivative in a momentum of 0 begins anew. NAdam and
@@ -69,14 +57,13 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
     >>> run.state.step, round(run.params["w"].item(), 4)
     (tensor(3), 0.2984)
     """
-    if isinstance(optimizer, PureOptimizer):
-        if params is not None:
-            raise ValueError("the state of a PureOptimizer is a dict by its own names: leave params out")
+    if isinstance(optimizer, PureOptimizer) and params is None:
         return optimizer.pure_state()
-    factory = _PURE.get(type(optimizer).__name__)
-    if factory is None or getattr(torch.optim, type(optimizer).__name__) is not type(optimizer):
-        known = ", ".join(_PURE)
-        raise TypeError(f"state_from knows PureOptimizer, and of torch.optim {known}; got {shown(optimizer)}")
+    name = type(optimizer).__name__
+    if name not in _KNOWN or getattr(torch.optim, name) is not type(optimizer):
+        known = ", ".join(_KNOWN)
+        raise TypeError(f"state_from knows PureOptimizer, without params, and {known} of torch; got {shown(optimizer)}")
+    factory = getattr(import_module(__name__.partition(".")[0]), name.lower())
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     if params is None:
         if not all("param_names" in group for group in optimizer.param_groups):
@@ -98,7 +85,7 @@ def _of_one(factory: Callable[..., Optimizer], group: dict[str, Any], entries: d
     """That of one parameter: what torch has not made yet is as at the beginning."""
     options = {name: group[name] for name in inspect.signature(factory).parameters if name in group}
     fresh = factory(**options).init(p.detach())
-    if factory is sgd:  # which counts no steps, and only asks whether this is the first
+    if "momentum_buffer" in entries and "step" in fresh._fields:  # SGD's, which asks whether this is the first step
         entries = {**entries, "step": int(isinstance(entries.get("momentum_buffer"), Tensor))}
     known = {name: torch.as_tensor(entries[name]) for name in fresh._fields if entries.get(name) is not None}
     return fresh._replace(**{name: x.detach().to(getattr(fresh, name), copy=True) for name, x in known.items()})
