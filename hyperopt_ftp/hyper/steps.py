@@ -13,8 +13,7 @@ from .core.inputs import Step
 from .core.strategy import Strategy, check_stepwise
 from .core.torch_private import untraced
 from .field import field
-from .guards.call_arguments import check_batches
-from .loops.batches import is_sequence
+from .guards.call_arguments import check_batches, is_sequence
 from .train import checked, entries, walked, warn_of_constant_start
 
 

@@ -106,7 +106,7 @@ def check_batches(batches: Any) -> Any:
             "(xs[k], ys[k])"
         )
     whole = isinstance(batches, (dict, str, Tensor))
-    if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
+    if whole or not is_sequence(batches):
         hint = "use list(...)"
         if isinstance(batches, dict):
             hint = "give a list with one dict for each step: [{name: x[k] for name, x in batches.items()} for k in ...]"
@@ -115,6 +115,11 @@ def check_batches(batches: Any) -> Any:
     if len(batches) == 0:
         raise no_batches()
     return [*batches] if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
+
+
+def is_sequence(batches: Any) -> bool:
+    """Whether it can be indexed: a list, a tensor, a data set."""
+    return hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
 
 
 def no_batches() -> ValueError:
