@@ -219,9 +219,7 @@ def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 @explained("load(net, run)")
 def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
-    """Put what was trained into a module, in place: params and buffers of a run, or tensors by name.
-
-    A tied weight may be given under any of its names, and others stay as they are.
+    """Put what was trained into a module, in place: params and buffers of a run, or tensors by name, tied ones by any.
 
     Raises:
         ValueError: names that the module lacks, or tensors of another shape; nothing is changed then.
