@@ -14,6 +14,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+from .hypergradient import across
 from .hypergradient.contenders import CONTENDERS, contenders_of
 from .hypergradient.problems import PROBLEMS
 from .hypergradient.processes import measure
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         write(args.out, {"problems": problems})
         print(table(record), end="\n\n", flush=True)
     if args.show:
-        print(*map(table, problems.values()), sep="\n\n")
+        print(*map(table, problems.values()), across.table(problems), sep="\n\n")
     draw({name: problems[name] for name in PROBLEMS if name in problems}, args.out.with_suffix(".png"))
     if one := {name: record for name, record in problems.items() if name == "transformer"}:
         draw(one, args.out.with_name(f"{args.out.stem}-transformer.png"))

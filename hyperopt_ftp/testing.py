@@ -23,16 +23,14 @@ CLOSE = 1e-13
 def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> None:
     """Check on a small problem what ``train``, ``hyper``, the combinators and ``PureOptimizer`` rely on.
 
-    ===============  ===============================================================================================
-    ``pure``         ``update`` changes no argument, returns the same for the same arguments, and moves the params
-    ``kept``         shapes, dtypes and structures of params and state stay, in float64, float32 and both 16 bits
-    ``derivatives``  the derivative of four steps in each hparam is that of central differences
-    ``zeros``        that derivative is finite where an entry's gradient is always 0, as of a dead unit
-    ``vmap``         ``torch.func.vmap`` over the hparams gives what a loop over them gives
-    ``resume``       a state that was saved and loaded continues to the last bit
-    ``gaps``         a parameter whose gradient is ``None`` does not change
-    ``apart``        the step of a tensor does not depend on the gradients of others
-    ===============  ===============================================================================================
+    - ``pure``: ``update`` changes no argument, returns the same for the same arguments, and moves the params.
+    - ``kept``: shapes, dtypes and structures of params and state stay, in float64, float32 and both 16 bits.
+    - ``derivatives``: the derivative of four steps in each hparam is that of central differences.
+    - ``zeros``: that derivative is finite where an entry's gradient is always 0, as of a dead unit.
+    - ``vmap``: ``torch.func.vmap`` over the hparams gives what a loop over them gives.
+    - ``resume``: a state that was saved and loaded continues to the last bit.
+    - ``gaps``: a parameter whose gradient is ``None`` does not change.
+    - ``apart``: the step of a tensor does not depend on the gradients of others.
 
     Args:
         optimizer: with hparams at which its rule is smooth; one that is steep (an ``eps`` of 1e-16) may fail

@@ -173,7 +173,7 @@ else:
 
 def check_optimizer(name: str, value: Any) -> None:
     """``TypeError`` unless ``value`` has what an :class:`Optimizer` has."""
-    if all(hasattr(value, part) for part in ("init", "update", "hparams")):
+    if hasattr(value, "init") and hasattr(value, "update") and hasattr(value, "hparams"):
         return
     title = getattr(value, "__name__", None) if callable(value) else None
     ours = isinstance(value, type) or str(getattr(value, "__module__", "")).startswith("hyperopt_ftp.")

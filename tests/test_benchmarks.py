@@ -318,6 +318,8 @@ def test_each_is_compared_with_the_plain_loop():
     record = {"steps": 3, "size": 2, "length": 4, "threads": 1, "limit": 2**30, "contenders": rows}
     assert "| Unroll(1) | 2.00 GiB | 2.00 | 4.0 s | 2.00 | 1.2e-01 |" in table(record)
     assert "| Unroll(log) | died: 1 GiB was too few |" in table(record)
+    alone = table(record | {"contenders": {"Unroll(log)": rows["Unroll(log)"]}})  # without empty columns
+    assert alone.endswith("|  | peak |\n|---|--:|\n| Unroll(log) | died: 1 GiB was too few |")
 
 
 def test_all_that_were_measured_have_the_hypergradient_of_the_plain_loop():

@@ -14,8 +14,10 @@ import pytest
 
 import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta, bench_triton
+from benchmarks.hypergradient import across
 from benchmarks.large.processes import table
 from experiments.common.estimate import interval
+from experiments.sensitivity import tuning
 from hyperopt_ftp.testing import CHECKS
 
 from .support.family import FAMILY, Method
@@ -246,12 +248,23 @@ def test_every_number_with_an_interval_is_in_the_report_beside_it():
     assert checked >= 40
 
 
+VAGUE = "surely|levels?|good rates?|anchor knows|probably|clearly"
+
+
 @pytest.mark.parametrize(("page", "most"), [("results", 900), ("when", 1200)])
 def test_pages_of_results_are_short_and_claim_by_numbers(page, most):
     words = (ROOT / "docs" / f"{page}.md").read_text()
     assert len(words.split()) <= most
-    vague = r"\b(surely|levels?|ahead|good rates?|anchor knows|held(?!-out)|probably|clearly)\b"
-    assert re.findall(vague, words) == []
+    assert re.findall(rf"\b({VAGUE}|ahead|held(?!-out))\b", words) == []
+
+
+def test_the_front_page_and_the_docs_are_short_and_in_plain_words():
+    """Without the reference, which is looked things up in."""
+    front = re.sub(r"```.*?```", "", README.partition("## Where to go")[0], flags=re.S)
+    read = [page.read_text() for page in PAGES[1:] if not page.is_relative_to(ROOT / "docs" / "reference")]
+    assert len(front.split()) <= 650
+    assert sum(len(text.split()) for text in read) <= 31_000
+    assert [found for text in (README, *read) for found in re.findall(rf"\b({VAGUE})\b", without_code(text))] == []
 
 
 def wider(row: list[str], at: int) -> str:
@@ -270,10 +283,40 @@ def small_problems() -> Iterator[str]:
     yield " | ".join(f"{x['ratio']:.1f}" for x in found.values())
 
 
+def steps(name: str) -> list[float]:
+    """Relative to AdamW(fused=True), of each model."""
+    return [model["steps"][name]["ratio_to_adamw_fused"] for model in measured("step_cpu")["models"].values()]
+
+
 def step() -> Iterator[str]:
-    models = measured("step_cpu")["models"].values()
-    ratios = (f"{model['steps']['FTPAdamW(fused)']['ratio_to_adamw_fused']:.2f}" for model in models)
-    yield f"| `FTPAdamW(fused=True)` | {' | '.join(ratios)} |"
+    for row, name in {
+        "`FTPAdamW(fused=True)`": "FTPAdamW(fused)",
+        "the same with `lean=True`": "FTPAdamW(fused), lean",
+        "`FTPSGD(momentum=0.9, fused=True)`": "FTPSGD(fused)",
+        "`FTP(AdamW(fused=True))`": "FTP(AdamW(fused))",
+        "`FTPAdamW(foreach=True)`": "FTPAdamW(foreach)",
+        "`AdamW(foreach=True)`": "AdamW(foreach)",
+        "`FTPAdamW(foreach=False)`, the pure functions": "FTPAdamW(single)",
+        "the rule as a plain loop over tensors": "plain loop",
+    }.items():
+        yield f"| {row} | {' | '.join(f'{ratio:.{1 if ratio >= 10 else 2}f}' for ratio in steps(name))} |"
+
+
+def family() -> Iterator[str]:
+    """A step of each method, and the state that it adds to AdamW's."""
+    found = measured("family_cpu")["steps"]
+    for row, name in {
+        "FTP; `FTPAdamW(fused=True)` [takes less](performance.md#a-step-of-ftp)": "FTP",
+        "MARS-SP": "MARSSP",
+        "L2-SP": "L2SP",
+        "L2-SP, decoupled": "L2SP(decoupled=True)",
+        "recall": "Recall",
+        "SPD, MAPS": "SPD",
+        "cautious decay": "CautiousDecay",
+        "DiGraP": "DiGraP",
+    }.items():
+        more = found[name]["state_bytes_per_weight"] - found["AdamW(fused)"]["state_bytes_per_weight"]
+        yield f"| {row} | {found[name]['ratio']:.1f} | {more:.0f} |"
 
 
 def training_steps(name: str) -> list[float]:
@@ -294,17 +337,22 @@ def training_step() -> Iterator[str]:
         yield f"| {row} | {' | '.join(f'{ratio:.2f}' for ratio in training_steps(name))} |"
 
 
+def span(ratios: Iterable[float]) -> str:
+    return f"{min(ratios := list(ratios)):.2f} to {max(ratios):.2f} times"
+
+
 def training_step_in_readme() -> Iterator[str]:
-    ratios = training_steps("FTPAdamW (fused)")
-    yield f"takes [{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW's]"
+    yield f"takes [{span(training_steps('FTPAdamW (fused)'))} as long as AdamW's]"
+
+
+def training_step_in_choosing() -> Iterator[str]:
+    of_three = (ratio for name in ("MARS-SP", "L2-SP", "SPD") for ratio in training_steps(name))
+    yield f"takes [{span(of_three)} as long as with AdamW]"
 
 
 def without_numba() -> Iterator[str]:
     """The step that a plain install takes, as a multiple of the fused one."""
-    steps = [model["steps"] for model in measured("step_cpu")["models"].values()]
-    ratios = [
-        x["FTPAdamW(foreach)"]["ratio_to_adamw_fused"] / x["FTPAdamW(fused)"]["ratio_to_adamw_fused"] for x in steps
-    ]
+    ratios = [a / b for a, b in zip(steps("FTPAdamW(foreach)"), steps("FTPAdamW(fused)"), strict=True)]
     pairs = zip(training_steps("FTPAdamW (foreach)"), training_steps("FTPAdamW (fused)"), strict=True)
     longer = [100 * (foreach / fused - 1) for foreach, fused in pairs]
     yield f"an optimizer step on a CPU takes {min(ratios):.1f} to {max(ratios):.1f} times as long"
@@ -312,41 +360,40 @@ def without_numba() -> Iterator[str]:
 
 
 def hypergradients() -> Iterator[str]:
-    """Against TorchOpt's faster form where there are two."""
-    for ours, problems, said in (
-        ("Unroll()", ("mlp", "transformer", "conv16", "conv64", "maml", "l2"), "`Unroll()` takes {}, row by row"),
-        ("Unroll(compile=True)", ("mlp", "transformer", "conv16", "maml", "l2"), "it takes {}"),
-    ):
-        ratios = []
-        for problem in problems:
-            seconds = {
-                n: x["median_seconds"]
-                for n, x in measured("hypergradient")["problems"][problem]["contenders"].items()
-                if "median_seconds" in x
-            }
-            ratios.append(seconds[ours] / min(x for n, x in seconds.items() if n.startswith("torchopt")))
-        *others, last = (f"{ratio:.2f}" for ratio in ratios)
-        yield said.format(f"{', '.join(others)} and {last} times TorchOpt's time")
+    yield across.table(measured("hypergradient")["problems"])
+    found = measured("hypergradient-1024")["problems"]["mlp"]["contenders"]
+    eager, compiled, jax = (found[name]["median_seconds"] for name in (across.UNROLL, across.COMPILED, "jax"))
+    pays = found[across.COMPILED]["first_call_seconds"] / (eager - compiled)
+    yield f"take {compiled:.2f} s in place of {eager:.2f} s (JAX {jax:.2f} s)"
+    yield f"and compiling pays after {pays:.0f} calls"
 
 
-def hypergradients_in_short() -> Iterator[str]:
-    """The ranges at the top of the page: over the problems, JAX's over the small ones."""
+def in_short() -> Iterator[str]:
+    """The ranges at the top of the page: over the models, over the problems, JAX's over the small ones."""
+    yield f"| {span(training_steps('FTPAdamW (fused)'))} the time | AdamW |"
+    yield f"| {span(training_steps('TPGM'))} | AdamW |"
+    yield f"| {span(steps('FTPAdamW(fused)'))} | AdamW |"
+    own, base = (measured("family_cpu")["steps"][name]["state_bytes_per_weight"] for name in ("FTP", "AdamW(fused)"))
+    yield f"| {own / base:.0f} times the memory | AdamW |"
+
     problems = {name: record["contenders"] for name, record in measured("hypergradient")["problems"].items()}
 
-    def span(ours: str, theirs: str, what: str, digits: int = 2, names: Iterable[str] = problems) -> str:
-        """Against the quickest of theirs."""
-        ratios = []
-        for contenders in (problems[name] for name in names if ours in problems[name]):
-            peers = [x for name, x in contenders.items() if name.startswith(theirs) and "median_seconds" in x]
-            quickest = min(peers, key=lambda x: x["median_seconds"])
-            ratios.append(contenders[ours][what] / quickest[what])
-        return f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f} times the"
+    def against(ours: str, forms: list[str], what: str, names: Iterable[str] = problems) -> list[float]:
+        pairs = ((problems[name].get(ours), across.quickest(problems[name], forms)) for name in names)
+        return [own[what] / quickest[what] for own, quickest in pairs if own and quickest]
 
-    time, peak, compiled = "median_seconds", "peak_mib", "Unroll(compile=True)"
-    yield f"{span('Unroll()', 'torchopt', time)} time, {span('Unroll()', 'torchopt', peak)} memory"
-    first = [x[compiled]["first_call_seconds"] for x in problems.values() if compiled in x]
-    yield f"{span(compiled, 'torchopt', time)} time, after a first call of {min(first):.0f} to {max(first):.0f} s"
-    yield f"small problems | {span(compiled, 'jax', time, 1, ('mlp', 'maml', 'l2'))} time | JAX"
+    time, peak, torchopt = "median_seconds", "peak_mib", across.MEASURED["TorchOpt"]
+    yield f"{span(against(across.UNROLL, torchopt, time))} the time, {span(against(across.UNROLL, torchopt, peak))} the"
+    first = [x[across.COMPILED]["first_call_seconds"] for x in problems.values() if across.COMPILED in x]
+    compiled = span(against(across.COMPILED, torchopt, time))
+    yield f"{compiled} the time, after a first call of {min(first):.0f} to {max(first):.0f} s"
+    small = against(across.COMPILED, across.JAX, time, ("mlp", "maml", "l2"))
+    yield f"small problems | {min(small):.1f} to {max(small):.1f} times the time | JAX"
+    large = against(across.COMPILED, across.JAX, time, ("transformer", "conv16"))
+    yield f"| {large[0]:.2f} and {large[1]:.2f} times the time | JAX with `jax.checkpoint` |"
+    sqrt = measured("large_cpu")["steps"]["12"]["contenders"]["Unroll(sqrt)"]
+    assert f"{sqrt['time_over_plain']:.2f}" == "1.00"
+    yield f"12 steps | the same time, {sqrt['peak_over_plain']:.2f} times the memory"
 
 
 def hypergradients_in_readme() -> Iterator[str]:
@@ -359,6 +406,16 @@ def hypergradients_in_readme() -> Iterator[str]:
         shares.append(theirs["peak_mib"] / ours["peak_mib"])
     yield f"[1/{min(shares):.0f} to 1/{max(shares):.0f} of TorchOpt's memory]"
     yield f"and {min(times):.1f} to {max(times):.1f} times its time"
+
+
+def other_libraries_in_readme() -> Iterator[str]:
+    """On small problems: JAX as fast as so many calls of Unroll(), TorchOpt as so many meta-steps of ours."""
+    problems = [measured("hypergradient")["problems"][name]["contenders"] for name in ("mlp", "maml", "l2")]
+    time = "median_seconds"
+    jax = [x[across.UNROLL][time] / min(x[form][time] for form in across.JAX if form in x) for x in problems]
+    yield f"JAX is [{min(jax):.1f} to {max(jax):.0f} times]"
+    programs = measured("meta")["programs"].values()
+    yield f"TorchOpt up to [{max(x['ours']['seconds'] / x['TorchOpt']['seconds'] for x in programs):.1f} times]"
 
 
 def larger_models() -> Iterator[str]:
@@ -386,9 +443,12 @@ def triton_kernels() -> Iterator[str]:
         ("docs/performance.md", training_step),
         ("README.md", training_step_in_readme),
         ("README.md", hypergradients_in_readme),
+        ("README.md", other_libraries_in_readme),
+        ("docs/choosing.md", family),
+        ("docs/choosing.md", training_step_in_choosing),
         ("docs/quick-start.md", without_numba),
         ("docs/performance.md", hypergradients),
-        ("docs/performance.md", hypergradients_in_short),
+        ("docs/performance.md", in_short),
         ("docs/performance.md", larger_models),
         ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
@@ -412,13 +472,42 @@ def test_counts_of_what_is_tested_are_those_of_the_tables():
     held = sum(map(int, re.findall(r"^Held \((\d+)\)", bases, flags=re.M)))
     contract = f"each put through {len(CHECKS)} checks"
     kills = re.findall(r"KILLS=(\d+)", (ROOT / "Makefile").read_text())[0]
+    parts = re.findall(r"^PARTS = ({.*})$", (ROOT / "tests" / "mutants" / "__main__.py").read_text(), flags=re.M)[0]
+    faults = f"{sum(ast.literal_eval(parts).values())} small faults"
     for page, said in {
-        "docs/status.md": (contract, f"{held} optimizers of [ten packages]", f"[{kills} kills]"),
+        "docs/status.md": (contract, f"{held} optimizers of [ten packages]", f"[{kills} kills]", f"[{faults}]"),
+        "CONTRIBUTING.md": (faults,),
         "docs/integrations.md": (f"{held} optimizers work",),
         "CHANGELOG.md": (f"{held} third-party optimizers",),
     }.items():
         text = one_line((ROOT / page).read_text())
         assert [words for words in said if words not in text] == [], page
+
+
+def test_numbers_of_readme_that_other_pages_have_too():
+    """Each from its source; a page is found by what it says around the number."""
+    project = (ROOT / "pyproject.toml").read_text()
+    python = re.findall(r'^requires-python = ">=([\d.]+)"', project, flags=re.M)[0]
+    torch = re.findall(r'^ +"torch>=([\d.]+)', project, flags=re.M)[0]
+    rate, *three = (f"{x:.0e}".replace("e-0", "e-") for x in (tuning.FTP_LR, *tuning.GRIDS["3"]))
+    one_rate = next(row for row in rows(report("tuning")) if row[:1] == [f"{tuning.FTP_LR:g}"])
+    steps_of = re.findall(r"\d+ to \d+ steps", (ROOT / "docs" / "results.md").read_text())[0]
+    minutes = re.findall(r"\d+ to \d+ minutes", (ROOT / "CONTRIBUTING.md").read_text())[0]
+    quick, when, results = "docs/quick-start.md", "docs/when.md", "docs/results.md"
+    for said, pages in {
+        f"Python {python}": ("README.md", "docs/index.md", quick, "docs/differentiate.md", "CONTRIBUTING.md"),
+        f"torch {torch}": ("README.md", quick, "docs/differentiate.md"),
+        f"lr={rate}": ("README.md", "docs/index.md", quick, "docs/choosing.md", "docs/gotchas.md"),
+        f"at {rate}": ("README.md", quick, "docs/choosing.md", when),
+        f"FTPAdamW has {rate}": (results, when),
+        f"{three[0]}, {three[1]} and {three[2]}": ("README.md",),
+        f"best of three rates ({', '.join(three)})": (results,),
+        steps_of: ("README.md", when),
+        "ive splits": ("README.md", results, when),
+        minutes: ("README.md",),
+        f"(on average {one_rate[3]})": ("docs/choosing.md",),
+    }.items():
+        assert [page for page in pages if said not in one_line((ROOT / page).read_text())] == [], said
 
 
 def test_figures_lie_with_the_runs_that_made_them():

@@ -126,16 +126,24 @@ HEAVY = ["torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hypero
 INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py")]
 
 
+TRAINS = """import torch, hyperopt_ftp as hft
+w, opt = torch.ones(2), hft.adam(lr=0.1)
+loss = lambda w, x: ((w - x) ** 2).sum()
+hft.hypergradient(opt, loss, lambda w: w.sum(), w, [w] * 3, over="lr")
+hft.train(opt, loss, w, [w] * 3, strategy=hft.Unroll(checkpoint=1), hparams={"lr": torch.ones((), requires_grad=True)})"""
+
+
 @pytest.mark.parametrize(
-    ("names", "absent"),
+    ("code", "absent"),
     [
-        (["hyperopt_ftp"], OPTIONAL + HEAVY),
-        ([f"hyperopt_ftp.integrations.{name}" for name in INTEGRATIONS], INTEGRATIONS),
+        ("import hyperopt_ftp", OPTIONAL + HEAVY),
+        (TRAINS, OPTIONAL + HEAVY),
+        (f"import {', '.join(f'hyperopt_ftp.integrations.{name}' for name in INTEGRATIONS)}", INTEGRATIONS),
     ],
-    ids=["package", "integrations"],
+    ids=["package", "training", "integrations"],
 )
-def test_an_import_imports_nothing_optional_or_heavy(names: list[str], absent: list[str]):
-    code = f"import sys, {', '.join(names)}; print([m for m in {absent} if m in sys.modules])"
+def test_nothing_optional_or_heavy_is_imported(code: str, absent: list[str]):
+    code = f"import sys\n{code}\nprint([m for m in {absent} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
     assert len(absent) >= 2

@@ -60,12 +60,14 @@ def distance(value: dict[str, list[float]], right: dict[str, list[float]]) -> fl
 def table(record: dict[str, Any]) -> str:
     rows = record["contenders"]
     busy = max(row["share_of_other_processes"] for row in rows.values())
+    found = [[name, *_cells(row)] for name, row in rows.items()]
+    shown = [k for k in range(len(HEAD)) if any(cells[k] for cells in found)]
     lines = [
         f"**{record['steps']} steps** of {record['size']} x {record['length']} tokens ({in_threads(record)}, "
         f"at most {record['limit'] / 2**30:.1f} GiB, other processes at most "
         f"{100 * busy:.0f} % of the machine)",
         "",
-        *markdown(HEAD, [[name, *_cells(row)] for name, row in rows.items()]),
+        *markdown([HEAD[k] for k in shown], [[cells[k] for k in shown] for cells in found]),
     ]
     return "\n".join(lines)
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..optimizers.by_rule import entry_rule
-from ..types import Optimizer
-from .core.carry import is_ours
+from ..types import HParams, Optimizer
 from .core.inputs import TrainInputs
 from .core.leaves import requiring_grad
 from .core.problem import Guards, InnerProblem
@@ -22,11 +21,35 @@ from .distributed.data_parallel import DataParallel, agreed, shards_differ
 from .distributed.sharded_params import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
-from .guards.verdict import Needs, Verdict, verdict_on
+from .guards.verdict import Known, Needs, Verdict, known_of
 
 
-def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False) -> InnerProblem:
-    """``sharded``: whether params are DTensors."""
+def known_training(
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], begun: list[Any], hparams: HParams, batches: Any
+) -> Known:
+    """What is known of a training, which begins with such leaves of params and state.
+
+    Of values alone nothing is, since they lose nothing.
+    """
+    if not (torch.is_grad_enabled() or under_transform()):
+        return Known()
+    looked = isinstance(batches, (list, tuple))  # shapes of the first; and numbers or flags of all
+    given = [len(batches) == 1, *begun, *tree.leaves((hparams, batches[0] if looked else None))]
+    if looked and len(batches) > 1:
+        given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]
+    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
+    return known_of(local, None if _trusted(optimizer.update) else optimizer.update, given)
+
+
+def _trusted(update: Any) -> bool:
+    rule = entry_rule(update)
+    return rule is not None and rule.ours
+
+
+def problem_of(
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], known: Known, sharded: bool = False, **options: Any
+) -> InnerProblem:
+    """``sharded``: whether params are DTensors; ``options``: more of the problem."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     local = train_loss if processes is None else processes.loss
     if sharded:
@@ -42,34 +65,29 @@ def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded:
             raise shards_differ(f"{name}, unlike Unroll,")
 
     def guard(problem: InnerProblem, inputs: TrainInputs, needs: dict[str, bool]) -> InnerProblem:
-        return _guarded(problem, local, everywhere, inputs, Needs(**needs))
+        return _guarded(problem, local, everywhere, inputs, known, Needs(**needs))
 
     return InnerProblem(
         optimizer, everywhere(local), alone=not (processes or sharded), agreed=partial(agreed, train_loss),
-        refuse_shards=refuse_shards, guard=guard,
+        refuse_shards=refuse_shards, guard=guard, **options,
     )  # fmt: skip
 
 
 def _guarded(
     problem: InnerProblem, local: Callable[..., Tensor], everywhere: Callable[..., Any], inputs: TrainInputs,
-    needs: Needs,
+    known: Known, needs: Needs,
 ) -> InnerProblem:  # fmt: skip
-    update = problem.optimizer.update
-    rule = entry_rule(update)
-    trusted = rule is not None and is_ours(rule)
     if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
         loss = GuardedLoss(local, Verdict(loss=True), needs._replace(closed=False))
         guards = Guards(problem, loss.verdict, lambda f: f, None, loss.during_gradient, list)
         return replace(problem, train_loss=everywhere(loss), guards=guards)
-    given, batches = tree.leaves(inputs[:3]), inputs.batches
-    # The first gradient is differentiated in params where these are asked for alone.
-    once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
-    needs = needs._replace(constant_gradient=needs.constant_gradient or once)
-    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
-        given += tree.leaves(batches[0])
-        given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]
-    verdict = verdict_on(local, None if trusted else update, needs, given)
-    loss = GuardedLoss(local, verdict, needs)
+    verdict = known.verdicts.setdefault(needs, Verdict())
+    if not (verdict.loss or needs.differentiates_whole_gradient) and len(inputs.batches) == 1:
+        # The first gradient is differentiated in params where these are asked for alone.
+        once = not requiring_grad(inputs.params)
+        needs = needs._replace(constant_gradient=needs.constant_gradient or once)
+    loss, update = GuardedLoss(local, verdict, needs), problem.optimizer.update
+    trusted = _trusted(update)
 
     def guarded_update(f: Any) -> Any:
         return f if trusted and f is update else GuardedUpdate(f, verdict, needs)

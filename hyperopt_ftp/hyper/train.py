@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
+from torch.autograd import forward_ad
 
 from .. import tree
 from ..calls import callers_level, check_flag, explained
@@ -24,11 +24,11 @@ from .core.inputs import ConstantBatches, Step, TrainInputs, TrainOutputs
 from .core.leaves import all_finite, detached, requiring_grad, without_inference
 from .core.problem import has_derivative
 from .core.strategy import Strategy, check_stepwise, check_strategy, trained_by
-from .core.torch_private import tracked, under_transform
+from .core.torch_private import tracked, under_transform, untraced
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
 from .field import field
-from .guarded import problem_of
+from .guarded import known_training, problem_of
 from .guards.call_arguments import (
     check_arguments,
     check_batches,
@@ -44,7 +44,7 @@ from .strategies.unroll import Unroll
 _DEFAULT = Unroll()
 
 
-@_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
+@untraced  # inside a function that torch.compile traces, a graph break: steps are run as they are
 @explained("train(optimizer, train_loss, params, batches)")
 def train(
     optimizer: Optimizer[StateT],
@@ -143,13 +143,13 @@ def checked(
 ) -> tuple[HParams, Strategy]:
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
-    strategy = _DEFAULT if strategy is None else strategy
-    check_strategy(strategy)
+    if strategy is not None:
+        check_strategy(strategy)
     check_params(params)
     warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     check_arguments("train_loss", train_loss, 2, "loss" in full)
-    return full, strategy
+    return full, strategy or _DEFAULT
 
 
 def trained(
@@ -170,21 +170,26 @@ def trained(
     if module is not None:
         (optimizer, train_loss, params, state), back = module.carrying(optimizer, train_loss, params, state)
         return back(trained(optimizer, train_loss, params, batches, full, state, strategy, before))
-    check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)
     inputs = TrainInputs(beside(own, full), params, state, given)
-    sharded = any(map(is_dtensor, own))
-    if sharded:
-        inputs = on_mesh(inputs, optimizer)
-    for node in freed(own + tree.leaves(state)):
+    begun = own if state is None else own + tree.leaves(state)
+    for node in freed(begun):
         node.register_prehook(_refuse_again)
-    if check_leaves(own + tree.leaves((full, state, given))):
-        inputs = without_inference(inputs)
-    if under_transform() or before == 1:
-        _warn_of_float16(inputs)
-    problem = problem_of(optimizer, train_loss, sharded)
-    problem = replace(problem, before=before) if before else problem
+    known = known_training(optimizer, train_loss, begun, full, given)
+    kind = (strategy, len(given), before) if type(strategy) is Unroll else None
+    settled, sharded = kind in known.plain and forward_ad._current_level < 0, False
+    if not settled:
+        check_steps(train_loss, len(batches))
+        sharded = any(map(is_dtensor, own))
+        if sharded:
+            inputs = on_mesh(inputs, optimizer)
+        if check_leaves(own + tree.leaves((full, state, given))):
+            inputs, kind = without_inference(inputs), None
+        if under_transform() or before == 1:
+            _warn_of_float16(inputs)
+    settle = partial(known.plain.add, kind) if kind else _nothing
+    problem = problem_of(optimizer, train_loss, known, sharded, before=before, settled=settled, settle=settle)
     try:
         run = trained_by(strategy, problem, inputs)
     except RuntimeError as error:
@@ -192,6 +197,10 @@ def trained(
         found = two_devices(error, params, batches=first, hparams=full, state=state)
         raise found from found.__cause__
     return refuse_other_processes(run, inputs) if sharded else run
+
+
+def _nothing() -> None:
+    pass
 
 
 def entries(batches: Any) -> Iterator[Any]:

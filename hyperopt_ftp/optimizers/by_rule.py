@@ -42,6 +42,7 @@ class EntryRule:
         flat: all numbers of hparams in one list, checked.
         by_name: hparams of such a list.
         filled: a state, from trees by name and the number of updates.
+        ours: whether the rule is of the package, whose rules are known to have right derivatives.
     """
 
     rule: Rule
@@ -55,7 +56,10 @@ class EntryRule:
     flat: Callable[[dict[str, Any]], list[Any]]
     by_name: Callable[[Sequence[Any]], Numbers]
     filled: Callable[[Mapping[str, Any], Any], Any]
+    ours: bool
 
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 #: By update function: what stands in the place of one, or around it, has no such rule.
 _RULES: WeakKeyDictionary[Any, EntryRule] = WeakKeyDictionary()
@@ -173,8 +177,9 @@ def by_rule(
     default = hparams
     if first is None and not whole and not torch.compiler.is_compiling():
         _RULES[update] = EntryRule(
-            rule, init, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled
-        )
+            rule, init, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled,
+            str(rule.__module__).startswith(_PACKAGE),
+        )  # fmt: skip
     return Optimizer(init, update, default, domains=domains)
 
 

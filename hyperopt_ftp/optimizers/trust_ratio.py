@@ -128,7 +128,7 @@ def lars(
 
 
 def _norm(x: Tensor) -> Tensor:
-    size = x.detach().abs().sum()  # the square of 1e-24 is 0 in float32
+    size = x.abs().sum()  # the square of 1e-24 is 0 in float32
     return size * safe_sqrt((x / torch.where(size > 0, size, 1.0)).square().sum())
 
 

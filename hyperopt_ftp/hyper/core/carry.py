@@ -19,8 +19,6 @@ MOST = 2**20
 _PLAIN = (Tensor, torch.nn.Parameter)
 _WIDE = (torch.float32, torch.float64)
 
-_PACKAGE = __name__.partition(".")[0] + "."
-
 Guard: TypeAlias = Callable[[Any], Any]
 #: Tensors that a gradient is taken in, and what else goes from step to step.
 Point: TypeAlias = tuple[list[Tensor], Any]
@@ -112,7 +110,7 @@ class Entrywise:
         step, rows = state
         trees = {name: self._parted([row[name] for row in rows]) for name in self._rule.keeps}
         return self._parted(at), self._rule.filled(
-            trees, torch.tensor(step, device="cpu") if isinstance(step, int) else step
+            trees, torch.full((), step, device="cpu") if isinstance(step, int) else step
         )
 
     def _joined(self, rows: list[Tensor]) -> list[Tensor]:
@@ -150,17 +148,12 @@ def carry_of(
         steps: to come.
     """
     rule = entry_rule(optimizer.update)
-    ours = rule is not None and is_ours(rule)
+    ours = rule is not None and rule.ours
     if rule is not None and ours and _fits(rule, params, state, optimizer.init):
         return Entrywise(rule, params, state, hparams, steps)
     if state is None:
         state = optimizer.init(params, hparams)
     return Trees(optimizer.update if ours else guard(optimizer.update), params, state, hparams)
-
-
-def is_ours(rule: EntryRule) -> bool:
-    """Whether a rule is of the package, whose rules are known to have right derivatives."""
-    return str(rule.rule.__module__).startswith(_PACKAGE)
 
 
 def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:

@@ -38,9 +38,10 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
 
 def detached(values: Any) -> Any:
     """A tree without graphs; the same one where nothing in it has one."""
-    if not any(isinstance(x, Tensor) and (x.requires_grad or is_wrapped(x)) for x in tree.leaves(values)):
-        return values
-    return detached_leaves(values, False)[1]
+    for x in tree.leaves(values):
+        if isinstance(x, Tensor) and (x.requires_grad or is_wrapped(x)):
+            return detached_leaves(values, False)[1]
+    return values
 
 
 def without_inference(values: Any) -> Any:
@@ -93,7 +94,7 @@ def is_float(x: Any) -> bool:
 
 def all_finite(x: Tensor) -> bool:
     """By the sum first, which is one operation for four."""
-    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
+    return math.isfinite((x if x.numel() == 1 else x.sum()).item()) or bool(x.isfinite().all())
 
 
 def is_narrow(params: Any) -> bool:

@@ -68,6 +68,8 @@ class InnerProblem:
         guard: gives the problem with guards, for such inputs and needs.
         guards: of loss and update; ``None``: nothing is looked at.
         before: number of steps that have been made before, whose graphs or points are kept too.
+        settled: whether a training like this one has been the plain loop, with a derivative.
+        settle: is called where it has been.
         again: calls a function, in a pullback with the random state in which training began.
     """
 
@@ -80,6 +82,8 @@ class InnerProblem:
     guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
     guards: Guards | None = None
     before: int = 0
+    settled: bool = False
+    settle: Callable[[], None] = lambda: None
     again: Callable[[Callable[[], Any]], Any] = lambda function: function()
 
     @property
@@ -177,8 +181,12 @@ def no_graph() -> ValueError:
 
 
 def aliases(rows: Sequence[Tensor], graph: bool) -> list[Tensor]:
-    """What a gradient is taken in: one param may be made of another, and its derivative is to be partial."""
-    return [x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
+    """What a gradient is taken in: one param may be made of another, and its derivative is to be partial.
+
+    Leaves are made of nothing, so they stay, unless one stands twice or has hooks, which would see this gradient too.
+    """
+    own = graph and len({*map(id, rows)}) == len(rows) and all(x.is_leaf and not x._backward_hooks for x in rows)
+    return [(x if own else x.view_as(x)) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
 
 
 def filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -229,7 +237,8 @@ class PlainLoop:
         return any(x.requires_grad for x in self._at)
 
     def end(self) -> TrainOutputs:
-        return TrainOutputs(*self._carry.end(self._at, self._state), torch.stack(self.losses))
+        losses = torch.stack(self.losses) if self.k > 1 else self.losses[0].reshape(1)
+        return TrainOutputs(*self._carry.end(self._at, self._state), losses)
 
     def _step(self, batch: Any) -> None:
         guards, at = self.problem.guards, self._at

@@ -9,19 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.backends import cuda as attention  # on every device
 
 
 def _switches() -> list[tuple[Callable[[], bool], Callable[[bool], None]]]:
-    """Of attention's kernels: the formula, then those without a second derivative.
+    """Of attention's kernels on every device: the formula, then those without a second derivative.
 
     Set directly: from torch 2.15 on, only the thread that entered sdpa_kernel can leave it.
     """
-    kinds = ("math", "flash", "mem_efficient", "cudnn")
-    found = [(getattr(attention, f"{kind}_sdp_enabled"), getattr(attention, f"enable_{kind}_sdp")) for kind in kinds]
-    if hasattr(torch._C, "_set_sdp_use_overrideable"):  # of devices that bring kernels of their own
-        found.append((torch._C._get_overrideable_sdp_enabled, torch._C._set_sdp_use_overrideable))
-    return found
+    c: Any = torch._C
+    kinds = ("math", "flash", "mem_efficient", "cudnn", "overrideable")  # the last of devices with kernels of their own
+    there = [kind for kind in kinds if hasattr(c, f"_set_sdp_use_{kind}")]
+    return [(getattr(c, f"_get_{kind}_sdp_enabled"), getattr(c, f"_set_sdp_use_{kind}")) for kind in there]
 
 
 class _Shared:

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+_compiler: Any = torch._C._dynamo.eval_frame.get_eval_frame_callback  # what is to look at each frame, if any
+_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def untraced(function: F) -> F:
+    """A decorator: inside a function that ``torch.compile`` traces, a graph break.
+
+    Torch's own imports the compiler at the first call, which takes seconds; who does not compile does not wait here.
+    """
+    disabled = _disable_dynamo(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        traced = torch.compiler.is_compiling() or _compiler() is not None
+        return (disabled if traced else function)(*args, **kwargs)
+
+    return cast(F, call)
+
+
+class DispatchMode(TorchDispatchMode):
+    """A base of modes whose own code is :func:`untraced`, in place of torch's way, which imports the compiler."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__torch_dispatch__ = untraced(cls.__torch_dispatch__)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def under_transform() -> bool:
@@ -37,7 +72,7 @@ def outside_transforms() -> Any:
 
 def keeps_graph() -> bool:
     """Whether the running backward pass retains the graph; true if none runs."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+    return _autograd._get_current_graph_task_keep_graph()
 
 
 def pins(device: torch.device) -> bool:
@@ -62,11 +97,24 @@ def is_batched(x: Tensor) -> bool:
 
 def saved_tensor_hooks() -> Any:
     """The innermost hooks on saved tensors, as activation checkpointing sets them; ``None``: there are none."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
+    return _autograd._top_saved_tensors_default_hooks(True)
 
 
 def has_saved_tensor_hooks() -> bool:
     return saved_tensor_hooks() is not None
+
+
+def refuse_saved_tensor_hooks(why: str | None) -> str | None:
+    """From now on hooks on saved tensors are an error with that text; ``None``: they are allowed. Returns what was so.
+
+    Each step asks, and torch's context manager takes ten times as long.
+    """
+    before = _autograd._saved_tensors_hooks_get_disabled_error_message()
+    if why is None:
+        _autograd._saved_tensors_hooks_enable()
+    else:
+        _autograd._saved_tensors_hooks_disable(why)
+    return before
 
 
 def tracked(x: Any) -> bool:

@@ -93,6 +93,8 @@ def check_protocol(optimizer: Optimizer) -> None:
 
 
 def check_batches(batches: Any) -> Any:
+    if type(batches) is list and batches:
+        return [*batches]
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
     tensors = isinstance(batches, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches)
@@ -104,7 +106,7 @@ def check_batches(batches: Any) -> Any:
             "(xs[k], ys[k])"
         )
     whole = isinstance(batches, (dict, str, Tensor))
-    if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
+    if whole or not is_sequence(batches):
         hint = "use list(...)"
         if isinstance(batches, dict):
             hint = "give a list with one dict for each step: [{name: x[k] for name, x in batches.items()} for k in ...]"
@@ -112,7 +114,12 @@ def check_batches(batches: Any) -> Any:
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
         raise no_batches()
-    return list(batches) if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
+    return [*batches] if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
+
+
+def is_sequence(batches: Any) -> bool:
+    """Whether it can be indexed: a list, a tensor, a data set."""
+    return hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
 
 
 def no_batches() -> ValueError:

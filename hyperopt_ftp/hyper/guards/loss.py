@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import disable_saved_tensors_hooks
 
 from ...calls import callers_level
 from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import has_graph, has_saved_tensor_hooks, under_transform
+from ..core.torch_private import has_graph, has_saved_tensor_hooks, refuse_saved_tensor_hooks, under_transform
 from .call_arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
@@ -86,13 +85,14 @@ class GuardedLoss:
         """The loss, and whether it sets hooks on saved tensors, as activation checkpointing does."""
         if self.verdict.has_hooks or has_saved_tensor_hooks():  # of the caller, where training is checkpointed itself
             return self._value(params, batch, *own)
-        rng = self._replay.now()
+        rng, before = self._replay.now(), refuse_saved_tensor_hooks(_NO_HOOKS)
         try:
-            with disable_saved_tensors_hooks(_NO_HOOKS):
-                return self._value(params, batch, *own)
+            return self._value(params, batch, *own)
         except RuntimeError as error:
             if str(error) != _NO_HOOKS:
                 raise
+        finally:
+            refuse_saved_tensor_hooks(before)
         self.verdict.has_hooks = True
         self._replay.rewind(rng)
         return self._value(params, batch, *own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -59,19 +59,36 @@ class Verdict:
     refusal: Exception | None = None
 
 
-def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Sequence[Any]) -> Verdict:
-    """The verdict on earlier calls of such functions, with arguments of such kinds.
+@dataclass
+class Known:
+    """What is known of trainings by such code, with arguments of such kinds.
 
-    An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
+    Attributes:
+        verdicts: by what was asked.
+        plain: strategies, with the number of steps, and of those before, whose trainings all checks have let pass, and
+            were the plain loop.
     """
-    key = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
+
+    verdicts: dict[Needs, Verdict] = field(default_factory=dict)
+    plain: set[Hashable] = field(default_factory=set)
+
+
+def known_of(loss: Callable[..., Any], update: Any, given: Sequence[Any]) -> Known:
+    """What is known from earlier calls of such functions, with such arguments.
+
+    Nothing where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
+    """
+    key = surroundings(loss, update, *[x for x in given if not isinstance(x, Tensor)])
     if key is None:
-        return Verdict()
-    tensors = [x for x in given if isinstance(x, Tensor)]
-    kinds = tuple([(x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device) for x in tensors])
-    return _known(needs, (*kinds_of_transforms(),), kinds, key)
+        return Known()
+    kinds = [_kind(x) for x in given if isinstance(x, Tensor)]
+    return _known((*kinds_of_transforms(),), (*kinds,), key)
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    return type(x), x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
 
 
 @lru_cache(maxsize=256)
-def _known(*key: Any) -> Verdict:
-    return Verdict()
+def _known(*key: Any) -> Known:
+    return Known()

@@ -9,11 +9,7 @@ from typing import Any
 
 from ...calls import callers_level
 from ..core.replay import Replay
-
-
-def is_sequence(batches: Any) -> bool:
-    """Whether it can be indexed: a list, a tensor, a data set."""
-    return hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
+from ..guards.call_arguments import is_sequence
 
 
 def batches_from(step: int, name: str, batches: Any) -> Iterator[Any]:

@@ -22,11 +22,11 @@ from ..core.leaves import detached
 from ..core.problem import without_loss
 from ..core.strategy import Strategy, check_stepwise
 from ..distributed.data_parallel import DataParallel, shards_differ
-from ..guards.call_arguments import argument_counts, check_loss
+from ..guards.call_arguments import argument_counts, check_loss, is_sequence
 from ..hypergradient import check_floats, value_and_grad, warn_of, with_start, without_start
 from ..of_module import beginning
 from ..train import checked
-from .batches import batches_from, is_sequence
+from .batches import batches_from
 from .outer import pure_outer
 
 

@@ -155,6 +155,8 @@ class Unroll(Strategy):
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         first = self._first(inputs)
+        if problem.settled:
+            return self._plain(problem, inputs, first, derived=True)
         if under_transform() or self._may_keep_graphs(problem, inputs):
             return self._plain(problem, inputs, first)
         compile = self.compile and compilable(self.compile, problem, inputs.params)
@@ -193,14 +195,15 @@ class Unroll(Strategy):
         derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
         with twice_differentiable() if derived or transform else nullcontext():
             guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
-            known = guarded.guards is not None and guarded.guards.verdict.loss
+            decided = problem.settled or transform or not torch.is_grad_enabled() or guarded.guards is None
             # Where the loss is known, what is kept is decided before the first step.
-            start = None if derived and known and self.truncate is None else Replay().now()
+            known = guarded.guards is not None and guarded.guards.verdict.loss
+            start = None if decided or (derived and known and self.truncate is None) else Replay().now()
             loop = PlainLoop(guarded, inputs, self.first_order)
             if self.truncate is not None:  # a constant, in derivatives of any order
                 with torch.no_grad():
                     loop.run(first).detach()
-            if transform or not torch.is_grad_enabled() or guarded.guards is None:
+            if decided or guarded.guards is None:
                 return loop.run().end()
             verdict, own = guarded.guards.verdict, len(inputs.batches) - first
             if not derived:  # but of a tensor that a loss or an update captures
@@ -219,7 +222,10 @@ class Unroll(Strategy):
                 begun = (loop, start if loop.k > first else None) if loop.k else None
                 return self._by_points(problem, inputs, first, plan, begun, start)
             if derived:
-                return loop.run().end()
+                found = loop.run().end()
+                if verdict.loss and not (verdict.makes_leaves or verdict.has_hooks or first):
+                    problem.settle()
+                return found
         assert start is not None
         Replay().rewind(start)
         return self._plain(problem, inputs, first, derived=True)

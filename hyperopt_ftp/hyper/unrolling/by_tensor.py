@@ -13,7 +13,7 @@ from ...hparams import is_scalar
 from ...optimizers.by_rule import entry_rule
 from ...optimizers.leafwise import for_each
 from ...types import Optimizer, Params, State
-from ..core.carry import MOST, is_ours
+from ..core.carry import MOST
 from ..core.leaves import OptionalTensors, added, floats
 from ..core.vjp import pull_columns
 
@@ -21,7 +21,7 @@ from ..core.vjp import pull_columns
 def acts_by_tensor(optimizer: Optimizer, params: Params, state: State) -> bool:
     """Whether the update of each tensor is that of the tensor alone, and there are so many weights that it pays."""
     rule = entry_rule(optimizer.update)
-    if rule is None or not is_ours(rule) or type(state) is not rule.kind:
+    if rule is None or not rule.ours or type(state) is not rule.kind:
         return False
     one_count = not rule.counted or isinstance(state.step, Tensor)  # once a gradient was None each has its own
     return one_count and sum(x.numel() for x in floats(params)) > MOST

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.core.inputs import TrainInputs
 from hyperopt_ftp.hyper.guarded import problem_of
 from hyperopt_ftp.hyper.guards import verdict
@@ -99,10 +102,141 @@ def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
 
 def test_what_a_run_without_a_derivative_finds_stays_with_it():
     inputs = TrainInputs({}, torch.ones(2), None, [torch.ones(2)])
-    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum())
+    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum(), verdict.Known())
     with torch.no_grad():
         first, second = (problem.guarded(inputs, derived=False).guards for _ in range(2))
     assert first is not None
     assert second is not None
     first.verdict.makes_leaves = True
     assert not second.verdict.makes_leaves
+
+
+# -- a training like an earlier one: its arguments are not checked again ---------------------------------------------
+
+
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+def slope(params: Any, batches: list[Any] | None = None, loss: Any = None, **options: Any) -> Tensor:
+    """The derivative of what two steps end in, in the learning rate."""
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    run = hft.train(
+        hft.sgd(lr=0.1),
+        quartic if loss is None else loss,
+        params,
+        batches or [HALF, HALF / 2],
+        hparams={"lr": lr},
+        **options,
+    )
+    return torch.autograd.grad(sum(p.sum() for p in tree.leaves(run.params)), lr)[0]
+
+
+def quartic(p: Any, x: Any) -> Tensor:
+    return sum(((w - x) ** 4).sum() for w in tree.leaves(p))
+
+
+def weights(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return {"a": torch.linspace(-1, 1, 5, dtype=dtype), "b": torch.linspace(0, 1, 3, dtype=dtype)}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The trainings whose arguments are checked."""
+    training = import_module("hyperopt_ftp.hyper.train")  # there is a function of that name
+    found, real = [], training.check_leaves
+
+    def seen(leaves):
+        found.append(leaves)
+        return real(leaves)
+
+    monkeypatch.setattr(training, "check_leaves", seen)
+    return found
+
+
+def test_arguments_are_checked_once(looks: list[Any]):
+    first = slope(weights())
+    assert len(looks) == 1
+    assert torch.equal(slope(weights()), first)
+    assert torch.equal(slope(weights(), loss=lambda p, x: quartic(p, x)), first)
+    assert len(looks) == 2  # of the other loss
+    assert torch.equal(slope(weights(), loss=lambda p, x: quartic(p, x)), first)
+    assert len(looks) == 3  # which another line makes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"params": weights(torch.float32)},
+        {"params": {name: w.requires_grad_() for name, w in weights().items()}},
+        {"params": {name: nn.Parameter(w) for name, w in weights().items()}},
+        {"batches": [HALF] * 3},
+        {"batches": [0.5, 0.25]},
+        {"strategy": hft.Unroll(checkpoint=1)},
+        {"strategy": hft.Unroll(truncate=1)},
+    ],
+    ids=lambda other: str(*other),
+)
+def test_arguments_of_another_kind_are_checked(other: dict[str, Any], looks: list[Any]):
+    slope(weights())
+    slope(weights())
+    slope(**{"params": weights(), **other})
+    assert len(looks) == 2
+
+
+def test_of_a_training_like_an_earlier_one_what_is_wrong_is_refused_as_before():
+    slope(weights())
+    with pytest.raises(ValueError, match="meta device"):
+        slope(weights() | {"b": torch.ones(3, dtype=torch.float64, device="meta")})
+    with pytest.raises(ValueError, match="dual_level"), torch.autograd.forward_ad.dual_level():
+        slope(weights())
+    with torch.inference_mode():
+        made = weights()
+    assert torch.equal(slope(made), slope(weights()))
+    mixed = {name: nn.Parameter(w, requires_grad=name == "a") for name, w in weights().items()}
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="params has 'b', a parameter with requires_grad=False"):
+            slope(mixed)
+
+
+def test_of_a_training_like_an_earlier_one_a_checkpoint_in_a_later_step_is_seen(looks: list[Any]):
+    def loss(p, x):
+        value = quartic(p, x)
+        return checkpoint(lambda v: v * v, value, use_reentrant=False) if x > 1 else value * value
+
+    few, more = ([torch.tensor(x, dtype=torch.float64) for x in xs] for xs in ((0.5, 0.25), (0.5, 1.5)))
+    slope(weights(), few, loss)
+    got = slope(weights(), more, loss)
+    assert len(looks) == 1
+    torch.testing.assert_close(got, slope(weights(), more, lambda p, x: quartic(p, x) ** 2), rtol=1e-12, atol=0)
+    slope(weights(), more, loss)
+    assert verdict._known.cache_info().currsize == 2
+
+
+@pytest.mark.filterwarnings("ignore:params require grad")
+def test_the_start_of_a_training_like_an_earlier_one_is_constant_where_it_was(looks: list[Any]):
+    lr, how = torch.tensor(0.1, dtype=torch.float64, requires_grad=True), hft.Unroll(truncate=2)
+    for _ in range(3):
+        start = {name: w.requires_grad_() for name, w in weights().items()}
+        run = hft.train(hft.sgd(lr=0.1), quartic, start, [HALF] * 2, hparams={"lr": lr}, strategy=how)
+        assert torch.autograd.grad(run.params["a"].sum(), [start["a"], lr], allow_unused=True)[0] is None
+    assert len(looks) == 1
+
+
+# -- leaves stay what the gradient is taken in -----------------------------------------------------------------------
+
+
+def test_a_hook_of_a_leaf_sees_no_training_gradient():
+    p, seen = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True), []
+    p.register_hook(lambda g: seen.append(g.clone()) or 2 * g)
+    end = hft.train(hft.sgd(lr=0.1), quartic, p, [0.5]).params
+    assert not seen
+    (got,) = torch.autograd.grad(end.sum(), p)
+    torch.testing.assert_close(got, 2 * (1 - 1.2 * (p.detach() - 0.5) ** 2), rtol=1e-14, atol=0)
+    assert len(seen) == 1
+
+
+def test_a_leaf_that_stands_twice_has_a_gradient_in_each_place():
+    p = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    run = hft.train(hft.sgd(lr=1.0), lambda p, x: (3 * p["a"] + 5 * p["b"]).sum(), {"a": p, "b": p}, [0.5])
+    assert run.params["a"].item() == -2
+    assert run.params["b"].item() == -4

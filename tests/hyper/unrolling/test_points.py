@@ -21,6 +21,8 @@ from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, tree_of
 from hyperopt_ftp.hyper.unrolling.points import Checkpoints
 
+from ...support.limits import no_graphs_are_small
+
 eager = sys.modules[EagerSteps.__module__]
 F64 = torch.float64
 SGD = hft.sgd(lr=0.05, momentum=0.5)
@@ -133,7 +135,7 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
     plain, small, large = Counted(), Counted(), Counted()
     want = call(plain, 9, PLAIN)
     assert_equal(call(small, 9, hft.Unroll()), want)
-    monkeypatch.setattr(eager, "SMALL", 0)
+    no_graphs_are_small(monkeypatch)
     assert_equal(call(large, 9, hft.Unroll()), want)
     assert (plain.calls, small.calls, large.calls) == (18, 9, 18)
 
@@ -141,7 +143,7 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("over", ["lr", "params"])
 def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: pytest.MonkeyPatch, over: str):
     data, start, calls = [torch.full((3,), 1 + k / 10) for k in range(5)], torch.zeros(3, dtype=torch.bfloat16), []
-    monkeypatch.setattr(eager, "SMALL", 0)
+    no_graphs_are_small(monkeypatch)
     for strategy in (PLAIN, hft.Unroll()):
         loss = Counted(0.0)
         found = hft.hypergradient(SGD, loss, lambda p: p.float().square().sum(), start, data, over, strategy=strategy)
