@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -168,14 +168,18 @@ class OfModule:
         with torch.no_grad():
             values = {**params, **{name: x.clone() for name, x in buffers.items()}}
         other = [m for m, mode in modes if m.training != mode]  # since training began
-        with ExitStack() as stack:
+        free = torch.compiler.is_compiling() or has_saved_tensor_hooks()  # of the caller's
+        for m in other:
+            m.training = not m.training
+        try:
+            with (
+                nullcontext() if free else disable_saved_tensors_hooks(_CHECKPOINTS),
+                _reparametrize_module(net, values, tie_weights=True),
+            ):
+                loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
+        finally:
             for m in other:
-                stack.callback(setattr, m, "training", m.training)
                 m.training = not m.training
-            if not (torch.compiler.is_compiling() or has_saved_tensor_hooks()):  # of the caller's
-                stack.enter_context(disable_saved_tensors_hooks(_CHECKPOINTS))
-            stack.enter_context(_reparametrize_module(net, values, tie_weights=True))
-            loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
         return loss, {name: values[name] for name in buffers}  # a module may put in another tensor, too
 
     def _once(self, params: Any) -> dict[str, Tensor]:
@@ -215,9 +219,7 @@ def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 @explained("load(net, run)")
 def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
-    """Put what was trained into a module, in place: params and buffers of a run, or tensors by name.
-
-    A tied weight may be given under any of its names, and others stay as they are.
+    """Put what was trained into a module, in place: params and buffers of a run, or tensors by name, tied ones by any.
 
     Raises:
         ValueError: names that the module lacks, or tensors of another shape; nothing is changed then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
@@ -84,7 +85,7 @@ class _Once(Iterator[Step[TreeT, StateT]]):
 
     @untraced
     def __next__(self) -> Step[TreeT, StateT]:
-        if self._steps.gi_frame is None:
+        if inspect.getgeneratorstate(self._steps) == inspect.GEN_CLOSED:
             raise RuntimeError(
                 "these steps have ended, or were left by close() or an error, and cannot go on: begin new ones by "
                 "hft.steps(..., params, batches, state=state), with the params and the state of the last step"

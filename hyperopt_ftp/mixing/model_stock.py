@@ -36,17 +36,16 @@ def model_stock(
         (counts of batches) are those of the first model. BatchNorm's statistics are averaged like weights; better
         recompute them (``torch.optim.swa_utils.update_bn``).
 
-        Of LoRA's factors the product is averaged. The sum of K products has K times their rank: the new A has the
-        models' ones below each other, the new B has theirs side by side, times ``t / K``. In peft's config ``r`` and
-        ``lora_alpha`` are then K times as large. ``t`` has the name of B. Not for peft's ``target_parameters``, whose
-        factors are those of several experts.
+        Of LoRA's factors the product is averaged, which has K times their rank: the new A has the models' ones below
+        each other, the new B theirs side by side, times ``t / K`` (``t`` has the name of B). In peft's config ``r`` and
+        ``lora_alpha`` are then K times as large. Not for peft's ``target_parameters``, factors of several experts.
 
     Raises:
         TypeError: something that is not a dict, one dict instead of a list.
         ValueError: fewer than two models, models with other names or shapes; as :func:`wise`.
 
-    If the mean cosine is negative, t = 0 gives the anchor: the paper leaves this case open, and its ``t`` would be
-    negative or infinite. The paper also averages during training; this is its average at the end.
+    If the mean cosine is negative, where the paper's ``t`` would be negative or infinite, t = 0 gives the anchor. The
+    paper also averages during training; this is its average at the end.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(2)}

@@ -78,8 +78,8 @@ def learned_wise(
 
         s <- clamp(s - strength_lr * AdamDirection(d outer_loss((1 - s) W + s W0) / d s), 0, 1)
 
-    AdaMerging (arXiv 2310.02575, section 3.2) learns coefficients by layer, too, for merging several tasks, by the
-    entropy of predictions. Here one model and its anchor are mixed, by any loss.
+    AdaMerging (arXiv 2310.02575, section 3.2) learns coefficients by layer for merging several tasks, by the entropy of
+    predictions.
 
     Args:
         weights, anchor: as in :func:`wise`.
@@ -87,8 +87,7 @@ def learned_wise(
             ``torch.func.functional_call(model.eval(), mixed, (x,))``; with tied weights, ``tie_weights=False``.
         batches: one for each step.
         statistics: names without a derivative, BatchNorm's statistics: ``[name for name, _ in model.named_buffers()]``.
-            Names that are not in ``weights`` are ignored. Their share is the mean of the shares of their module's
-            weights, or of all if it has none.
+            Their share is the mean of the shares of their module's weights, or of all if it has none.
         strength: first share of the anchor, in [0, 1].
         strength_lr: learning rate of Adam on a share.
 

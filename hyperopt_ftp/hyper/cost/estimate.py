@@ -58,8 +58,7 @@ class Estimate(NamedTuple):
     def time(self) -> int:
         """Of gradients and products, in units of one gradient.
 
-        Of a product of matrices, a gradient has the product and two more; going back through these has two for each of
-        the two, and the two again. So a product counts as two.
+        A gradient has three products of matrices for each of the loss's; going back through it has six.
         """
         return self.gradients + 2 * self.products
 
@@ -89,28 +88,22 @@ def estimate(
         Implicit(iterations)       K + 2              iterations + 2  2 (P + S) + G
         ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
-    The table shows the leading terms. The result itself is counted and measured: runs of at most three steps are made,
-    and the bytes of their tensors are counted. The random state does not change. ``Unroll()`` is the first row if all
-    graphs are small, else the second.
+    These are the leading terms. The result itself is counted and measured, in runs of at most three steps. The random
+    state does not change. ``Unroll()`` is the first row if all graphs are small, else the second.
 
     **Models too large for this machine.** Put the params on the meta device, or use fake tensors
-    (``torch._subclasses.FakeTensorMode``). Then nothing is computed. The params' device counts as an accelerator, so
+    (``torch._subclasses.FakeTensorMode``): nothing is computed then. Their device counts as an accelerator, so
     ``offload`` moves points off it.
 
     Args:
         optimizer, train_loss, params, batches, over, hparams, state: as in :func:`hypergradient`. Only the first
-            batches are used. For a loss by :func:`data_parallel`, only this process's part is run; other processes need
-            not call.
+            batches are used, and of a loss by :func:`data_parallel` this process's part.
         strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit` (all iterations are counted),
             :class:`ZeroOrder`, or your own with a method ``costs(problem, inputs)``. Without ``compile``.
 
-    Returns:
-        An :class:`Estimate`.
-
     Raises:
         TypeError: a strategy without ``costs``; params that are DTensors; as :func:`hypergradient`.
-        ValueError: ``compile=True``, which one uncompiled step cannot predict; too little ``memory`` for
-            ``Unroll(memory=)``; as :func:`hypergradient`.
+        ValueError: ``compile=True``; too little ``memory`` for ``Unroll(memory=)``; as :func:`hypergradient`.
 
     Not included: the outer loss, larger later batches, workspace inside kernels, a state that training makes itself,
     and the time of updates, of ``offload`` and of collectives.
@@ -128,8 +121,8 @@ def estimate(
     check_optimizer("optimizer", optimizer)
     if getattr(strategy, "compile", False):
         raise ValueError(
-            "compile=True: what a compiled step takes is for the compiler to choose, and a step that is run as it is "
-            "written does not tell; estimate the strategy without compile, or measure a short run with it"
+            "compile=True: what a compiled step takes is for the compiler to choose; estimate the strategy without "
+            "compile, or measure a short run with it"
         )
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")

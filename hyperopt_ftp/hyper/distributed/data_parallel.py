@@ -41,15 +41,12 @@ def data_parallel(
 
         L = sum_r w_r L_r,   w_r = n_r / sum_q n_q   (reduction "mean"),   w_r = 1   ("sum")
 
-    Params and the loss's hparams must be the same on all processes. Values, and all derivatives in them, are then equal
-    on all processes to the last bit, and so is all that is computed from them. The derivative in a batch is that of
-    ``L`` in this process's shard. Unlike the gradients of ``DistributedDataParallel``, these can be differentiated
-    again, to any order.
+    Params and the loss's hparams must be the same on all processes. Values, and derivatives in them of any order, are
+    then equal on all processes to the last bit. The derivative in a batch is that of ``L`` in this process's shard.
 
     Args:
         loss: ``loss(params, batch) -> scalar`` or ``loss(params, batch, loss_hparams) -> scalar``: a training loss, or
-            the outer loss of :func:`bilevel` or :func:`tpgm`. It gets this process's shard; it is not called for an
-            empty one.
+            the outer loss of :func:`bilevel` or :func:`tpgm`, on this process's shard, unless that is empty.
         group: of ``torch.distributed``; ``None``: all processes.
         reduction: ``"mean"``: the loss is a mean over the examples of a batch, plus a penalty on the params if you
             like. ``"sum"``: it is a sum over them.
@@ -57,8 +54,7 @@ def data_parallel(
             its tensors, which must be the same for all.
 
     Returns:
-        A function with the arguments of ``loss``, to be passed as ``train_loss`` or ``outer_loss``. All processes must
-        call it equally often and differentiate it alike.
+        A loss with the same arguments. All processes must call it equally often and differentiate it alike.
 
     Raises:
         TypeError: a loss that cannot be called.

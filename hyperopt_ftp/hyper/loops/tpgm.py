@@ -79,8 +79,8 @@ def tpgm(
     Raises:
         ValueError: an anchor that does not fit, a radius_lr outside its domain, no batches.
 
-    As in the authors' code, a radius is clipped to ``[1e-8, largest row norm]`` after each step (above, its derivative
-    would be 0), and the first one is that of :func:`tpgm_radius`; the paper does not give one.
+    As in the authors' code, a radius is clipped to ``[1e-8, largest row norm]`` after each step, and the first one is
+    that of :func:`tpgm_radius`; the paper does not give one.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([[4.0, 0.0]])}, {"w": torch.zeros(1, 2)}

@@ -43,9 +43,8 @@ class Forward(Strategy):
         dg/dx   = d/dp ( <dL/dp, dp/dx> + <dL/dh, dh/dx> + <dL/db, db/dx> )       L: the training loss, b: the batch
         dz/dx  <- d update(g, z, h) . (dg/dx, dz/dx, dh/dx)
 
-    Use it for a few hyperparameters and many steps: a tangent costs about as much time as training, and the memory of
-    one copy of params and state. Both lines are computed in reverse mode, the second as the transpose of a transpose,
-    so every operation with a second derivative works.
+    For a few hyperparameters and many steps: a tangent costs about as much time as training, and the memory of one copy
+    of params and state. Both lines are computed in reverse mode, so every operation with a second derivative works.
 
     Args:
         chunk: number of tangents that are computed at once; more repeat the training for each chunk. ``None``: all, by
@@ -53,8 +52,7 @@ class Forward(Strategy):
         compile: compile each step with its tangents, as in :class:`Unroll`. No effect under a ``torch.func`` transform.
 
     Raises:
-        ValueError: a chunk below 1; as :class:`Unroll` with ``compile``.
-        RuntimeError: as :class:`Unroll`.
+        ValueError, RuntimeError: a chunk below 1; as :class:`Unroll`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()

@@ -40,9 +40,8 @@ class ZeroOrder(Strategy):
 
     This is an unbiased estimate of the gradient of ``E f(x + sigma e)``, with an error of about
     ``sqrt(numbers / samples)``. In :func:`hypergradient` and :func:`bilevel`, f is the outer loss after training, which
-    needs no derivative (an error rate works). In :func:`train`, f is ``<cotangent, (params, state)>``. Use it for few
-    numbers, for losses without second derivatives, and for long runs whose exact derivative explodes (arXiv
-    1810.10180).
+    needs no derivative (an error rate works). In :func:`train`, f is ``<cotangent, (params, state)>``. For few numbers,
+    losses without second derivatives, and long runs whose exact derivative explodes (arXiv 1810.10180).
 
     Args:
         samples: N. Each costs two trainings, or one if not antithetic.
@@ -50,15 +49,12 @@ class ZeroOrder(Strategy):
         antithetic: use pairs of opposite points, in which f(x) and all even terms cancel.
         generator: CPU generator of the random directions. ``None``: torch's default one.
 
-    All trainings draw the same random numbers (dropout). They run together by ``vmap``.
+    All trainings draw the same random numbers (dropout). They run together by ``vmap``, or with a warning one after the
+    other.
 
     Raises:
-        ValueError: samples below 1, a sigma that is not above 0.
-        TypeError: a generator of another kind.
+        ValueError, TypeError: samples below 1, a sigma that is not above 0, a generator of another kind.
         RuntimeError: losses that write in place, or that change from call to call.
-
-    Warns:
-        UserWarning: vmap cannot take the loss, so the samples run one after the other.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()

@@ -52,28 +52,25 @@ class PureOptimizer(torch.optim.Optimizer):
         state: where to start: a state of ``optimizer`` over a dict of these names, as of :func:`train`. It is copied.
 
     Groups: there is one, or one for each part of a :func:`partition`, in the order of its labels. Several groups in
-    ``params`` become the parts of a partition, each with ``optimizer`` as its rule. A rule over all parameters
-    (clipping by the global norm) then sees the parameters of one group.
+    ``params`` become the parts of a partition, each with ``optimizer`` as its rule, which sees the parameters of its
+    group alone (clipping by the global norm).
 
     A group holds its part's hparams by name, as 0-d float64 tensors on the CPU: ``"lr"``, ``"betas"``, ``"by.lr"``. The
     prefix ``"base."`` is left out, unless two names would collide. The first group also holds hparams that belong to no
     part. A part without hparams (:func:`frozen`) shows an lr of 0 and no momentum, so ``OneCycleLR`` needs
-    ``cycle_momentum=False`` there. LR schedulers of torch, and your own writes, change the numbers in the groups. A
-    tree of rates (``lr={"w": 0.1}``) or a table (:func:`per_step`) takes no LR scheduler of torch; use
-    :func:`scheduled`.
+    ``cycle_momentum=False`` there. LR schedulers of torch, and your own writes, change these numbers; a tree of rates
+    (``lr={"w": 0.1}``) or a table (:func:`per_step`) takes :func:`scheduled` instead.
 
-    An hparam that the optimizer tunes itself is part of the state. Its entry in the group is the starting value before
-    the first step, and shows the present value afterwards. Writing the starting value again is ignored (a constant
-    scheduler does so); any other write is an error.
+    An hparam that the optimizer tunes itself is part of the state. Its entry in the group shows the present value.
+    Writing the starting value again is ignored (a constant scheduler does so); any other write is an error.
 
     State: ``state["pure"]`` by path, tuned hparams included, and starting values in ``state["starting"]``. A run
-    resumed from ``state_dict`` continues bit for bit. The ``state_dict`` does not hold arguments of the optimizer, such
-    as an anchor.
+    resumed from ``state_dict`` continues bit for bit. Arguments of the optimizer, such as an anchor, are not in it.
 
     Raises:
         TypeError: an optimizer that is not pure; something that is not a parameter.
-        ValueError: a group's option that is not an hparam; several groups for a partition; tensors inside the optimizer
-            (an anchor) that share memory with the parameters, and would change with them.
+        ValueError: a group's option that is not an hparam; several groups for a partition; a state of other parameters;
+            tensors inside the optimizer (an anchor) that share memory with the parameters.
         RuntimeError: in ``step``, a write to an hparam that the optimizer tunes itself.
 
     >>> import torch, hyperopt_ftp as hft
@@ -164,10 +161,7 @@ class PureOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
-        """The present hyperparameters by name, as numbers or tuples; those of a part with its label (``"head.lr"``).
-
-        Tuned hparams have their tuned values. Groups in ``params`` have the labels ``"0"``, ``"1"`` and so on.
-        """
+        """The present hyperparameters by name, tuned ones too; those of a part or group with its label (``"0.lr"``)."""
         values = {**dict(flat(self._given())), **self._present()}
         return {name: as_number(values[path]) for name, path in names_of(list(values), "").items()}
 
@@ -253,11 +247,7 @@ class PureOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; an error leaves parameters and state as they are.
-
-        Args:
-            closure: evaluates the loss anew and returns it.
-        """
+        """One update; an error leaves parameters and state as they are. ``closure`` evaluates the loss anew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -43,7 +43,7 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
         ValueError: no names, and no params; params that the optimizer has not.
 
     SGD and RMSprop without momentum keep no buffer in torch, so a derivative in a momentum of 0 begins anew. NAdam and
-    ASGD keep numbers in float32 where that is torch's default dtype.
+    ASGD keep numbers in torch's default dtype.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
