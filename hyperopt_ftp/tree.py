@@ -17,6 +17,7 @@ __all__ = [
     "aligned",
     "broadcast",
     "by_path",
+    "children",
     "entry",
     "fitted",
     "flatten",
@@ -161,6 +162,12 @@ def _children(tree: Any) -> tuple[Collection[Any], Callable[[Sequence[Any]], Any
         return None
     values, context = node.flatten_fn(tree)
     return [*values], lambda new: node.unflatten_fn(new, context)
+
+
+def children(tree: Any) -> Collection[Any] | None:
+    """The entries of a node; ``None``: a leaf."""
+    found = _children(tree)
+    return None if found is None else found[0]
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tree
 from ..optimizers.by_rule import entry_rule
-from ..types import HParams, Optimizer
+from ..types import Optimizer
 from .core.inputs import TrainInputs
 from .core.leaves import requiring_grad
 from .core.problem import Guards, InnerProblem
@@ -25,19 +24,19 @@ from .guards.verdict import Known, Needs, Verdict, known_of
 
 
 def known_training(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], begun: list[Any], hparams: HParams, batches: Any
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], inputs: TrainInputs, later: Sequence[Any]
 ) -> Known:
-    """What is known of a training, which begins with such leaves of params and state.
+    """What is known of a training; ``later``: the leaves of its batches but the first.
 
     Of values alone nothing is, since they lose nothing.
     """
     if not (torch.is_grad_enabled() or under_transform()):
         return Known()
-    looked = isinstance(batches, (list, tuple))  # shapes of the first; and numbers or flags of all
-    given = [len(batches) == 1, *begun, *tree.leaves((hparams, batches[0] if looked else None))]
-    if looked and len(batches) > 1:
-        given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]
-    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
+    first = inputs.batches[0] if isinstance(inputs.batches, (list, tuple)) else None
+    numbers = [x for x in later if not isinstance(x, Tensor)]
+    whole = isinstance(train_loss, DataParallel)
+    given = whole, len(inputs.batches) == 1, *inputs[:3], first, numbers
+    local = train_loss.loss if whole else train_loss
     return known_of(local, None if _trusted(optimizer.update) else optimizer.update, given)
 
 

@@ -173,12 +173,13 @@ def trained(
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)
     inputs = TrainInputs(beside(own, full), params, state, given)
-    begun = own if state is None else own + tree.leaves(state)
-    for node in freed(begun):
+    for node in freed(own if state is None else own + tree.leaves(state)):
         node.register_prehook(_refuse_again)
-    known = known_training(optimizer, train_loss, begun, full, given)
+    later = tree.leaves(given[1:]) if isinstance(given, list) and len(given) > 1 else []
+    known = known_training(optimizer, train_loss, inputs, later)
     steps, settles, sharded = before + len(given), type(strategy) is Unroll, False
     settled = settles and steps <= known.plain.get(strategy, 0) and forward_ad._current_level < 0
+    settled = settled and not check_leaves(later)
     if not settled:
         check_steps(train_loss, len(batches))
         sharded = any(map(is_dtensor, own))

@@ -156,3 +156,15 @@ def test_a_compiled_loss_is_right_inside_and_still_runs_compiled_after(strategy)
     assert compiled(start(), HELD_OUT) == expected
     assert len(runs) == within + 1
     torch._dynamo.reset()
+
+
+def test_inside_a_compiled_function():
+    def tuned(rate: torch.Tensor) -> torch.Tensor:
+        start, data = torch.ones(3, dtype=torch.float64), [torch.tensor(0.5, dtype=torch.float64)] * 2
+        found = hft.hypergradient(
+            hft.sgd(), lambda p, x: ((p - x) ** 4).sum(), lambda p: p.sum(), start, data, "lr", hparams={"lr": rate}
+        )
+        return found[1]["lr"] + rate
+
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(tuned, backend="aot_eager")(rate), tuned(rate), rtol=1e-14, atol=0)

@@ -181,12 +181,8 @@ def no_graph() -> ValueError:
 
 
 def aliases(rows: Sequence[Tensor], graph: bool) -> list[Tensor]:
-    """What a gradient is taken in: one param may be made of another, and its derivative is to be partial.
-
-    Leaves are made of nothing, so they stay, unless one stands twice or has hooks, which would see this gradient too.
-    """
-    own = graph and len({*map(id, rows)}) == len(rows) and all(x.is_leaf and not x._backward_hooks for x in rows)
-    return [(x if own else x.view_as(x)) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
+    """What a gradient is taken in: it is to be partial, though one param may be made of another, or be in the batch."""
+    return [x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
 
 
 def filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:

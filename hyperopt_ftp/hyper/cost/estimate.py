@@ -137,8 +137,8 @@ def estimate(
         given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
         own = beside(tree.leaves(given["params"]), without_start(given))
         inputs = TrainInputs(own, given["params"], first, given["batches"])
-        begun = tree.leaves(inputs[1:3])
-        problem = problem_of(optimizer, local, known_training(optimizer, local, begun, own, inputs.batches))
+        later = tree.leaves(inputs.batches[1:]) if isinstance(inputs.batches, list) else []
+        problem = problem_of(optimizer, local, known_training(optimizer, local, inputs, later))
         inputs = problem.begun(inputs)
         problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
         # Autograd's own thread for a device frees a graph at some time while the next one is made.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ...hparams import Domain, is_wrapped
 
@@ -21,6 +22,7 @@ _OWN = __name__.partition(".")[0]
 _FIXED = {torch.__name__, "numpy", "einops", "builtins", *sys.stdlib_module_names}
 _KNOWN = _FIXED | {_OWN}
 _VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
+_HOLD = frozenset((tuple, list, set, frozenset, dict, OrderedDict))
 #: Objects up to which it is worth to look at them all.
 _MOST = 5_000
 
@@ -33,7 +35,7 @@ def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
     they close over or name as globals. It holds code and classes alone, no tensor and no module.
     """
     key: list[Any] = []
-    seen: set[int] = set()
+    seen: dict[int, int] = {}  # how manieth each is
     stack = [*values]
     while stack:
         x = stack.pop()
@@ -43,9 +45,9 @@ def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
         elif isinstance(x, Tensor):
             key.append(_of_tensor(x))
         elif id(x) in seen:
-            key.append(None)
+            key.append(seen[id(x)])
         else:
-            seen.add(id(x))
+            seen[id(x)] = len(seen)
             parts = _parts(x, kind, key)
             if parts is None:
                 return None
@@ -70,7 +72,7 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     if kind in (functools.partial, types.MethodType):
         key.append(kind)
         return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
-    if kind in (tuple, list, set, frozenset) or hasattr(kind, "_fields"):
+    if (kind in _HOLD and not issubclass(kind, dict)) or hasattr(kind, "_fields"):
         key.append((kind, len(x)))
         return [*x] if len(x) < _MOST else None
     if kind in (dict, OrderedDict):  # a module keeps its hooks in the second
@@ -83,6 +85,8 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         key.append(x)
         return [] if _package(x.__name__ if isinstance(x, types.ModuleType) else x.__module__) in _KNOWN else None
     if isinstance(x, nn.Module) or _package(getattr(kind, "__module__", "")) == _OWN:
+        if isinstance(x, nn.Module) and (_has_any_global_hook() or _has_slots(kind)):
+            return None
         key.append(kind)
         own = [*vars(x).values()] if hasattr(x, "__dict__") else []
         return own + [y for cls in kind.__mro__ if _package(cls.__module__) not in _KNOWN for y in _of_class(cls)]
@@ -90,8 +94,24 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
 
 
 def _of_class(cls: type) -> list[Any]:
-    """The methods and plain values of a user's class, whose own code may read anything."""
-    return [x for x in vars(cls).values() if isinstance(x, FunctionType) or type(x) in _VALUES or isinstance(x, Tensor)]
+    """The methods and values of a user's class, whose own code may read anything."""
+    found: list[Any] = []
+    for x in vars(cls).values():
+        if isinstance(x, property):
+            found += [f for f in (x.fget, x.fset) if f is not None]
+        elif isinstance(x, (staticmethod, classmethod)):
+            found.append(x.__func__)
+        elif isinstance(x, (FunctionType, Tensor)) or type(x) in _VALUES or _holds_values(x):
+            found.append(x)
+    return found
+
+
+def _holds_values(x: Any) -> bool:
+    return type(x) in _HOLD and all(type(y) in _VALUES for y in (x.values() if isinstance(x, dict) else x))
+
+
+def _has_slots(cls: type) -> bool:
+    return any(vars(base).get("__slots__") for base in cls.__mro__)
 
 
 def _package(name: Any) -> str:

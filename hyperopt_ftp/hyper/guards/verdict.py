@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ... import tree
 from ..core.torch_private import kinds_of_transforms
 from .surroundings import surroundings
 
@@ -73,20 +74,32 @@ class Known:
     plain: dict[Hashable, int] = field(default_factory=dict)
 
 
-def known_of(loss: Callable[..., Any], update: Any, given: Sequence[Any]) -> Known:
-    """What is known from earlier calls of such functions, with such arguments.
+def known_of(loss: Callable[..., Any], update: Any, given: Any) -> Known:
+    """What is known from earlier calls of such functions, with such a tree of arguments.
 
     Nothing where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
     """
-    key = surroundings(loss, update, *[x for x in given if not isinstance(x, Tensor)])
-    if key is None:
-        return Known()
-    kinds = [_kind(x) for x in given if isinstance(x, Tensor)]
-    return _known((*kinds_of_transforms(),), (*kinds,), key)
+    others: list[Any] = []
+    outline = _outline(given, others)
+    key = surroundings(loss, update, *others)
+    return Known() if key is None else _known((*kinds_of_transforms(),), outline, key)
 
 
-def _kind(x: Tensor) -> tuple[Any, ...]:
-    return type(x), x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
+def _outline(x: Any, others: list[Any]) -> Hashable:
+    """The structure of a tree, with the kinds of its tensors; what else it holds is added to a list."""
+    if isinstance(x, Tensor):
+        if x.is_nested:  # whose size no shape tells
+            others.append(_UNSEEN)
+        return type(x), x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
+    children = tree.children(x)
+    if children is None:
+        others.append(x)
+        return None
+    names = tuple(x) if isinstance(x, Mapping) else ()
+    return type(x), names, *[_outline(child, others) for child in children]
+
+
+_UNSEEN = object()
 
 
 @lru_cache(maxsize=256)

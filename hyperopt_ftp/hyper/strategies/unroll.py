@@ -195,17 +195,19 @@ class Unroll(Strategy):
         derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
         with twice_differentiable() if derived or transform else nullcontext():
             guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
-            decided = problem.settled or transform or not torch.is_grad_enabled() or guarded.guards is None
+            guards = guarded.guards
+            decided = transform or not torch.is_grad_enabled() or guards is None
+            decided = decided or (problem.settled and not guards.verdict.has_hooks)
             # Where the loss is known, what is kept is decided before the first step.
-            known = guarded.guards is not None and guarded.guards.verdict.loss
+            known = guards is not None and guards.verdict.loss
             start = None if decided or (derived and known and self.truncate is None) else Replay().now()
             loop = PlainLoop(guarded, inputs, self.first_order)
             if self.truncate is not None:  # a constant, in derivatives of any order
                 with torch.no_grad():
                     loop.run(first).detach()
-            if decided or guarded.guards is None:
+            if decided or guards is None:
                 return loop.run().end()
-            verdict, own = guarded.guards.verdict, len(inputs.batches) - first
+            verdict, own = guards.verdict, len(inputs.batches) - first
             if not derived:  # but of a tensor that a loss or an update captures
                 if not loop.run(first + 1).has_graph:
                     return loop.run().end()

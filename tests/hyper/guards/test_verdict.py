@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.core.inputs import TrainInputs
-from hyperopt_ftp.hyper.guarded import problem_of
+from hyperopt_ftp.hyper.guarded import known_training, problem_of
 from hyperopt_ftp.hyper.guards import verdict
 
 AGAIN = hft.Unroll(checkpoint=1)
@@ -143,13 +143,13 @@ def weights(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The trainings whose arguments are checked."""
     training = import_module("hyperopt_ftp.hyper.train")  # there is a function of that name
-    found, real = [], training.check_leaves
+    found, real = [], training.problem_of
 
-    def seen(leaves):
-        found.append(leaves)
-        return real(leaves)
+    def seen(*given, settled, **options):
+        found.extend([given] * (not settled))
+        return real(*given, settled=settled, **options)
 
-    monkeypatch.setattr(training, "check_leaves", seen)
+    monkeypatch.setattr(training, "problem_of", seen)
     return found
 
 
@@ -226,7 +226,139 @@ def test_the_start_of_a_training_like_an_earlier_one_is_constant_where_it_was(lo
     assert len(looks) == 1
 
 
-# -- leaves stay what the gradient is taken in -----------------------------------------------------------------------
+def test_an_attention_that_checkpoints_later_is_an_error_once(looks: list[Any]):
+    """The first such backward pass recomputes with other kernels; then it is known."""
+
+    def attention(p, x):
+        q = (x * p["a"])[None, None]
+        return nn.functional.scaled_dot_product_attention(q, q, q).square().sum()
+
+    def loss(p, x):
+        return checkpoint(attention, p, x, use_reentrant=False) if x.sum() > 100 else attention(p, x)
+
+    few = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    params, many = {"a": torch.full((5,), 1e-3, dtype=torch.float64)}, [few.abs() + 100] * 2
+    slope(params, [few] * 2, loss)
+    with pytest.raises(CheckpointError):
+        slope(params, many, loss)
+    torch.testing.assert_close(slope(params, many, loss), slope(params, many, attention), rtol=1e-12, atol=0)
+
+
+def test_later_batches_are_checked_each_time(looks: list[Any]):
+    slope(weights())
+    with torch.inference_mode():
+        made = HALF / 2
+    assert torch.equal(slope(weights(), [HALF, made]), slope(weights()))
+    with pytest.raises(ValueError, match="meta device"):
+        slope(weights(), [HALF, HALF.to("meta")])
+    with pytest.raises(ValueError, match="complex"):
+        slope(weights(), [HALF, HALF.to(torch.complex128).requires_grad_()])
+
+
+def reads(p: Any, x: Any) -> Tensor:
+    """What is warned of."""
+    return quartic(p, 0.5) * next(iter(tree.leaves(p))).sum().item()
+
+
+class Chooses(nn.Module):
+    chosen: Any = None
+
+    def forward(self, p, x):
+        chosen = self.chosen
+        chosen = chosen() if callable(chosen) else chosen[0] if isinstance(chosen, list) else chosen
+        return (reads if chosen else quartic)(p, x)
+
+
+@pytest.mark.parametrize(
+    ("no", "yes"),
+    [
+        (property(lambda self: False), property(lambda self: True)),
+        (staticmethod(lambda: False), staticmethod(lambda: True)),
+        ([False], [True]),
+    ],
+    ids=["property", "static", "list"],
+)
+def test_what_a_class_chooses_by_is_seen(no: Any, yes: Any, monkeypatch: pytest.MonkeyPatch):
+    net = Chooses()
+    monkeypatch.setattr(Chooses, "chosen", no)
+    slope(weights(), loss=net)
+    monkeypatch.setattr(Chooses, "chosen", yes)
+    with pytest.warns(UserWarning, match="number"):
+        slope(weights(), loss=net)
+
+
+def test_which_of_the_same_functions_comes_first_is_seen():
+    def first_of(*losses):
+        return lambda p, x: losses[0](p, x)
+
+    slope(weights(), loss=first_of(quartic, reads, quartic))
+    with pytest.warns(UserWarning, match="number"):
+        slope(weights(), loss=first_of(reads, reads, quartic))
+
+
+class HasSlots(nn.Module):
+    __slots__ = ("held",)
+
+    def forward(self, p, x):
+        return (reads if self.held else quartic)(p, x)
+
+
+def test_of_slots_nothing_is_known():
+    net = HasSlots()
+    net.held = False
+    slope(weights(), loss=net)
+    net.held = True
+    with pytest.warns(UserWarning, match="number"):
+        slope(weights(), loss=net)
+
+
+def test_a_hook_on_all_modules_is_seen(looks: list[Any]):
+    net = nn.Linear(5, 1)
+
+    def loss(p, x):
+        return net(p["a"].float()).sum().double() + quartic(p, x)
+
+    for _ in range(2):
+        slope(weights(), loss=loss)
+    with nn.modules.module.register_module_forward_hook(lambda net, given, out: 2 * out):
+        slope(weights(), loss=loss)
+    assert len(looks) == 2
+
+
+def test_the_names_of_a_batch_are_seen():
+    def loss(p, x):
+        return reads(p, x) if "y" in x else quartic(p, x["x"])
+
+    slope(weights(), [{"x": HALF}] * 2, loss)
+    with pytest.warns(UserWarning, match="number"):
+        slope(weights(), [{"y": HALF}] * 2, loss)
+
+
+def test_of_nested_tensors_nothing_is_known(looks: list[Any]):
+    def loss(p, x):
+        return quartic(p, x.values().mean())
+
+    for _ in range(2):
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], dtype=torch.float64, layout=torch.jagged)
+        slope(weights(), [nested] * 2, loss)
+    assert len(looks) == 2
+
+
+def test_a_data_parallel_loss_is_another():
+    inputs = TrainInputs({}, weights(), None, [HALF])
+    given = [known_training(hft.sgd(), f, inputs, []) for f in (quartic, hft.data_parallel(quartic), quartic)]
+    assert given[0] is given[2]
+    assert given[0] is not given[1]
+
+
+# -- what a gradient is taken in -------------------------------------------------------------------------------------
+
+
+def test_the_gradient_is_partial_where_a_param_is_in_the_batch_too():
+    w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    end = hft.train(hft.sgd(lr=0.1), lambda p, x: p * x, w, [w]).params
+    assert end.item() == pytest.approx(1.8)
+    assert torch.autograd.grad(end, w)[0].item() == pytest.approx(0.9)
 
 
 def test_a_hook_of_a_leaf_sees_no_training_gradient():
