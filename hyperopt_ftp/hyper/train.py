@@ -177,18 +177,18 @@ def trained(
     for node in freed(begun):
         node.register_prehook(_refuse_again)
     known = known_training(optimizer, train_loss, begun, full, given)
-    kind = (strategy, len(given), before) if type(strategy) is Unroll else None
-    settled, sharded = kind in known.plain and forward_ad._current_level < 0, False
+    steps, settles, sharded = before + len(given), type(strategy) is Unroll, False
+    settled = settles and steps <= known.plain.get(strategy, 0) and forward_ad._current_level < 0
     if not settled:
         check_steps(train_loss, len(batches))
         sharded = any(map(is_dtensor, own))
         if sharded:
             inputs = on_mesh(inputs, optimizer)
         if check_leaves(own + tree.leaves((full, state, given))):
-            inputs, kind = without_inference(inputs), None
+            inputs, settles = without_inference(inputs), False
         if under_transform() or before == 1:
             _warn_of_float16(inputs)
-    settle = partial(known.plain.add, kind) if kind else _nothing
+    settle = partial(known.plain.__setitem__, strategy, steps) if settles else _nothing
     problem = problem_of(optimizer, train_loss, known, sharded, before=before, settled=settled, settle=settle)
     try:
         run = trained_by(strategy, problem, inputs)

@@ -65,12 +65,12 @@ class Known:
 
     Attributes:
         verdicts: by what was asked.
-        plain: strategies, with the number of steps, and of those before, whose trainings all checks have let pass, and
-            were the plain loop.
+        plain: by strategy the largest number of steps, with those before, of a training that all checks have let pass,
+            and that was the plain loop.
     """
 
     verdicts: dict[Needs, Verdict] = field(default_factory=dict)
-    plain: set[Hashable] = field(default_factory=set)
+    plain: dict[Hashable, int] = field(default_factory=dict)
 
 
 def known_of(loss: Callable[..., Any], update: Any, given: Sequence[Any]) -> Known:

@@ -161,6 +161,10 @@ def test_arguments_are_checked_once(looks: list[Any]):
     assert len(looks) == 2  # of the other loss
     assert torch.equal(slope(weights(), loss=lambda p, x: quartic(p, x)), first)
     assert len(looks) == 3  # which another line makes
+    slope(weights(), [HALF] * 3)
+    for count in (3, 2):
+        slope(weights(), [HALF] * count)
+    assert len(looks) == 4  # of so many steps
 
 
 @pytest.mark.parametrize(
