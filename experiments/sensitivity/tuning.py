@@ -168,20 +168,40 @@ def tables(found: dict, studies: Mapping[str, dict]) -> tuple[Table, Table]:
 def at_one_rate(studies: Mapping[str, dict]) -> Table:
     """Of AdamW and FTP, minus AdamW at its best rate: the mean over the studies where all have the rate, and the
     worst."""
-    rows, scores = [], {name: scores_of(content) for name, content in studies.items()}
+    rows, found = [], with_one_rate(studies)
     for rate in ONE_RATE:
         row = [f"{rate:g}"]
         for method in ("adamw", "ftp"):
-            found = []
-            for name, own in scores.items():
-                plain = studies[name]["summary"]["adamw"]
-                for splits in (own[method][at] for at in own[method] if _is_one_of(at, [rate])):
-                    found.append([mean(s[which] for s in splits) - mean(plain[which]) for which in WHICH])
             for of in (mean, min):
-                there = zip(*found, strict=True) if len(found) == len(studies) else ()
+                there = zip(*found.get((method, rate), {}).values(), strict=True)
                 row.append(" / ".join(f"{of(column):+.1f}" for column in there))
         rows.append(row)
     return ["rate", "AdamW", "worst", "FTP", "worst"], rows
+
+
+def with_one_rate(studies: Mapping[str, dict]) -> dict[tuple[str, float], dict[str, Gain]]:
+    """By method and rate, of those that all studies have: minus AdamW at its best rate, by study."""
+    found: dict[tuple[str, float], dict[str, Gain]] = {}
+    for name, content in studies.items():
+        own, plain = scores_of(content), content["summary"]["adamw"]
+        for method, rate in product(("adamw", "ftp"), ONE_RATE):
+            for splits in (own[method][at] for at in own[method] if _is_one_of(at, [rate])):
+                minus = [mean(s[which] for s in splits) - mean(plain[which]) for which in WHICH]
+                found.setdefault((method, rate), {})[name] = (minus[0], minus[1])
+    return {key: of for key, of in found.items() if len(of) == len(studies)}
+
+
+def chosen_elsewhere(studies: Mapping[str, dict]) -> dict[str, dict[str, float]]:
+    """By method and source, the rate that is best in distribution in the mean over the studies of all other sources."""
+    found, rates = with_one_rate(studies), dict[str, dict[str, float]]()
+    for method, (source, own) in product(("adamw", "ftp"), SOURCES.items()):
+        means = {
+            rate: mean(gain[0] for name, gain in of.items() if name not in own)
+            for (name, rate), of in found.items()
+            if name == method
+        }
+        rates.setdefault(method, {})[source] = max(means, key=means.__getitem__)
+    return rates
 
 
 def radii(studies: Mapping[str, dict], runs: Mapping[str, dict]) -> dict[str, dict[str, Gain]]:
@@ -302,6 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "## One rate for all",
             "Minus AdamW with a rate of its own for each study, ID / OOD: the mean of all ten, and the worst one:",
             "\n".join(markdown(*at_one_rate(contents))),
+            "The rate that is best in distribution in the mean over the studies of the three other sources: "
+            + "; ".join(
+                f"{title(method)} {', '.join(f'{rate:g} ({source})' for source, rate in of.items())}"
+                for method, of in chosen_elsewhere(contents).items()
+            )
+            + ".",
             "## The rate of the radii",
             "FTPAdamW minus AdamW at its best rate, ID / OOD, on the first three splits, by both rates of FTP:",
             *("\n".join(markdown(*part)) for part in of_radii(moved)),

@@ -14,7 +14,17 @@ from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold
 from experiments.sensitivity.radius.study import STUDY as RADIUS
 from experiments.sensitivity.study import STUDY
 from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
-from experiments.sensitivity.tuning import at_one_rate, drawn, gain, of_defaults, of_splits, radii, without_rate
+from experiments.sensitivity.tuning import (
+    SOURCES,
+    at_one_rate,
+    chosen_elsewhere,
+    drawn,
+    gain,
+    of_defaults,
+    of_splits,
+    radii,
+    without_rate,
+)
 from tests.experiments.running import ran, results
 
 
@@ -278,6 +288,25 @@ def test_one_rate_for_all_is_compared_with_each_best():
     _, (first, *others) = at_one_rate(studies)
     assert first == ["6e-05", "+20.0 / +25.0", "+15.0 / +25.0", "", ""]
     assert {cell for row in others for cell in row[1:]} == {""}
+
+
+def test_the_rate_for_a_source_is_chosen_by_the_others():
+    """Each study's own best rate of FTP is another than that of the rest."""
+    test, studies = {"classes": "01", "groups": "a,b"}, {}
+    for source, names in SOURCES.items():
+        for name in names:
+            own = {6e-4: "01", 2e-3: "00"} if source != "emoji" else {6e-4: "00", 2e-3: "01"}
+            results = {"adamw": {"lr": 6e-5, "seed": 0, "answers": {"adamw": {"own": "01", "other": "01"}}}}
+            for rate, answers in own.items():
+                answered = {"ftp": {"own": answers, "other": "01"}}
+                results[f"{rate}"] = {"lr": rate, "seed": 0, "answers": answered}
+            data = {"tests": {"0": {"own": test, "other": test}}, "by_class": False}
+            summary = {"adamw": {"id": [100.0], "ood": [100.0]}}
+            studies[name] = {"results": results, "data": data, "summary": summary}
+    assert chosen_elsewhere(studies)["ftp"] == dict.fromkeys(SOURCES, 6e-4)
+    assert chosen_elsewhere({**studies, "topics": studies["styles"]})["ftp"]["emoji"] == 6e-4
+    others = {name: studies["styles"] for name in studies if name not in SOURCES["emoji"]}
+    assert chosen_elsewhere({**studies, **others})["ftp"]["emoji"] == 2e-3
 
 
 def test_what_is_drawn_are_groups_of_the_test():
