@@ -25,7 +25,7 @@ from .core.leaves import all_finite, detached, requiring_grad, without_inference
 from .core.problem import has_derivative
 from .core.strategy import Strategy, check_stepwise, check_strategy, trained_by
 from .core.torch_private import tracked, under_transform, untraced
-from .distributed.data_parallel import check_steps
+from .distributed.data_parallel import DataParallel, check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
 from .field import field
 from .guarded import known_training, problem_of
@@ -177,7 +177,9 @@ def trained(
     for node in freed(begun):
         node.register_prehook(_refuse_again)
     known = known_training(optimizer, train_loss, begun, full, given)
-    steps, settles, sharded = before + len(given), type(strategy) is Unroll, False
+    # Not of shards: processes whose shards were met before would not take part in what the others agree on.
+    settles = type(strategy) is Unroll and not isinstance(train_loss, DataParallel)
+    steps, sharded = before + len(given), False
     settled = settles and steps <= known.plain.get(strategy, 0) and forward_ad._current_level < 0
     if not settled:
         check_steps(train_loss, len(batches))
