@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ from .core.inputs import BufferedState, TrainOutputs
 from .core.torch_private import has_graph, has_saved_tensor_hooks
 from .distributed.data_parallel import DataParallel
 
-#: Modules, and whether each is in training mode.
-Modes: TypeAlias = Sequence[tuple[nn.Module, bool]]
 #: Holds the numbers of every buffer; of integers in two parts.
 _WIDE = torch.float64
 _CHECKPOINTS = (
@@ -43,7 +41,7 @@ class Carried(NamedTuple):
 @explained("of_module(net, lambda m, batch: loss_of(m(batch[0]), batch[1]))")
 def of_module(
     net: nn.Module,
-    method: Callable[..., Tensor] | str | None = None,
+    method: Callable[..., Tensor] | None = None,
     buffers: Mapping[str, Tensor] | None = None,
 ) -> OfModule:
     """A training loss of a module, which :func:`train` and the others take: ``loss(params, batch[, own]) -> scalar``.
@@ -59,15 +57,15 @@ def of_module(
 
     Args:
         net: a training keeps the modes, ``train()`` or ``eval()``, in which it finds it, also in its backward pass.
-        method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams. A name: that method of
-            the module, ``net.elbo(batch)``. ``None``: ``net(batch)``.
+        method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams, such as
+            ``lambda m, batch: m.elbo(batch)``. ``None``: ``net(batch)``.
         buffers: first values by name; ``None``, and names that are absent: those that the module has when training
             begins. All that are in its ``state_dict()`` are carried.
 
     Raises:
-        TypeError: no module; when called, params that are no dict.
+        TypeError: no module or method; when called, params that are no dict.
         RuntimeError: when called, a module that checkpoints its activations: take :func:`remat_layers`.
-        ValueError: buffers or a method that the module lacks; when called, names that it lacks; when trained, buffers
+        ValueError: buffers that the module lacks; when called, names that it lacks; when trained, buffers
             among the params, or of another module in the state; a buffer that a step gives a graph or another shape;
             sharded params; a ``data_parallel(reduction="sum")`` loss.
 
@@ -80,11 +78,8 @@ def of_module(
     >>> net.load_state_dict({**run.params, **run.buffers})
     <All keys matched successfully>
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"of_module takes a torch.nn.Module, got {shown(net)}")
-    if not (method is None or callable(method) or callable(getattr(net, str(method), None))):
-        hint = did_you_mean(method, dir(net))
-        raise ValueError(f"method must be a function of (module, batch), or a method's name, got {shown(method)}{hint}")
+    if not isinstance(net, nn.Module) or not (method is None or callable(method)):
+        raise TypeError(f"of_module takes a torch.nn.Module, and a function of it, got {shown(net)}, {shown(method)}")
     loss = OfModule(net, method, dict(buffers or {}))
     _check_names("buffers", loss.buffers, loss.carried)
     return loss
@@ -93,9 +88,9 @@ def of_module(
 class OfModule:
     """What :func:`of_module` returns."""
 
-    def __init__(self, net: nn.Module, method: Callable[..., Tensor] | str | None, buffers: dict[str, Tensor]) -> None:
+    def __init__(self, net: nn.Module, method: Callable[..., Tensor] | None, buffers: dict[str, Tensor]) -> None:
         self.net: nn.Module = net
-        self.method: Callable[..., Tensor] | str | None = method
+        self.method: Callable[..., Tensor] | None = method
         self.buffers: dict[str, Tensor] = buffers
         saved, self._tensors = net.state_dict(), _tensors_of(net)
         #: Buffers that a checkpoint has, which go from step to step.
@@ -106,11 +101,13 @@ class OfModule:
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:  # where inspect.signature looks
-        return self.method if callable(self.method) else getattr(type(self.net), self.method or "forward")
+        return self.method or type(self.net).forward
 
     def __call__(self, params: Any, batch: Any, *own: Any) -> Tensor:
-        given = {**{n: self.net.get_buffer(n) for n in self.carried}, **self._once(params)}
-        return self._at(given, {n: given.pop(n) for n in self.carried}, (), batch, own)[0]
+        given = self._once(params)
+        with torch.no_grad():
+            copies = {n: given.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
+        return self._at({**given, **copies}, (), batch, own)
 
     def carrying(
         self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
@@ -142,31 +139,28 @@ class OfModule:
         """That of an optimizer with the buffers where training begins."""
         return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried})
 
-    def step(self, modes: Modes, at: Any, batch: Any, *own: Any) -> Tensor:
+    def step(self, modes: Any, at: Any, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""
         if not self._carries:
-            return self._at(self._once(at), {}, modes, batch, own)[0]
+            return self._at(self._once(at), modes, batch, own)
         with torch.no_grad():
             held = at.buffers.clone()
-        loss, new = self._at(at.params, self._apart(held), modes, batch, own)
+        values = {**at.params, **self._apart(held)}
+        loss = self._at(values, modes, batch, own)
         if not isinstance(loss, Tensor) or not (torch.compiler.is_compiling() or has_graph(loss)):
             return loss  # which is refused
-        for name, x in new.items():
-            if x.requires_grad or x.shape != self.carried[name].shape:
+        for name, was in self.carried.items():
+            if (x := values[name]).requires_grad or x.shape != was.shape:  # a module may put in another tensor, too
                 raise ValueError(
-                    f"the buffer {name!r} goes to the next step as a constant of the shape "
-                    f"{tuple(self.carried[name].shape)}, and a step has made it {tuple(x.shape)}, "
-                    f"requires_grad={x.requires_grad}: write into it under torch.no_grad(), as BatchNorm does"
+                    f"the buffer {name!r} goes to the next step as a constant of the shape {tuple(was.shape)}, and a "
+                    f"step has made it {tuple(x.shape)}, requires_grad={x.requires_grad}: write into it under "
+                    "torch.no_grad(), as BatchNorm does"
                 )
-        return loss + ((at.buffers - held) * self._joined(new).to(held.device)).sum().to(loss)
+        return loss + ((at.buffers - held) * self._joined(values).to(held.device)).sum().to(loss)
 
-    def _at(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], modes: Modes, batch: Any, own: tuple[Any, ...]
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """The loss, and the buffers after it."""
+    def _at(self, values: dict[str, Tensor], modes: Any, batch: Any, own: tuple[Any, ...]) -> Any:
+        """The loss with such params and buffers, which it changes."""
         net, method = self.net, self.method
-        with torch.no_grad():
-            values = {**params, **{name: x.clone() for name, x in buffers.items()}}
         other = [m for m, mode in modes if m.training != mode]  # since training began
         free = torch.compiler.is_compiling() or has_saved_tensor_hooks()  # of the caller's
         for m in other:
@@ -176,11 +170,10 @@ class OfModule:
                 nullcontext() if free else disable_saved_tensors_hooks(_CHECKPOINTS),
                 _reparametrize_module(net, values, tie_weights=True),
             ):
-                loss = method(net, batch, *own) if callable(method) else getattr(net, method or "__call__")(batch, *own)
+                return method(net, batch, *own) if method else net(batch, *own)
         finally:
             for m in other:
                 m.training = not m.training
-        return loss, {name: values[name] for name in buffers}  # a module may put in another tensor, too
 
     def _once(self, params: Any) -> dict[str, Tensor]:
         """Params by name, of a tied weight the first."""

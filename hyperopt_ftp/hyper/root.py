@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import callers_level, check_fit, explained, shown
+from ..calls import callers_level, explained, shown
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
@@ -119,8 +119,15 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
     if torch.is_inference_mode_enabled() or Replay().autocasts:
         raise RuntimeError(f"{name} needs gradients in full precision: leave torch.inference_mode() and autocast")
     check_leaves([*start, *tree.leaves(theta)])
-    check_fit(function, x0, theta)
-    how = _strategy(name, sum(x.numel() for x in start), solve, strategy)
+    if not isinstance(strategy, Implicit | None) or (strategy and strategy.batches > 1):
+        raise TypeError(f"{name}: strategy must be hft.Implicit(...), with batches=1, got {shown(strategy)}")
+    count = sum(x.numel() for x in start)
+    if name == "root" and count > SMALL and (solve is None or strategy is None):
+        raise ValueError(
+            f"root: x0 has {count} entries, and matrices are formed up to {SMALL}; give solve= and "
+            "strategy=hft.Implicit(...)"
+        )
+    how = strategy or (Implicit("dense") if count <= SMALL else Implicit("neumann", iterations=1000))
     rows, whole = tree.flatten(theta)
     kinds = [is_float(x) if isinstance(x, Tensor) else None for x in rows]
     own, constants = ([x for x, kind in zip(rows, kinds, strict=True) if kind is wanted] for wanted in (True, False))
@@ -150,19 +157,6 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
         for transposed in (False, True)
     )
     return rebuild(solved(Equation(equation, find, back, push), start, own, constants))
-
-
-def _strategy(name: str, count: int, solve: Any, strategy: Any) -> Implicit:
-    if solve is not None and not callable(solve):
-        raise TypeError(f"{name}: solve must be a function solve(x0, theta) -> x, got {shown(solve)}")
-    if strategy is not None and (not isinstance(strategy, Implicit) or strategy.batches > 1):
-        raise TypeError(f"{name}: strategy must be hft.Implicit(...), with batches=1, got {shown(strategy)}")
-    if name == "root" and count > SMALL and (solve is None or strategy is None):
-        raise ValueError(
-            f"root: x0 has {count} entries, and matrices are formed up to {SMALL}; give solve= and "
-            "strategy=hft.Implicit(...)"
-        )
-    return strategy or (Implicit("dense") if count <= SMALL else Implicit("neumann", iterations=1000))
 
 
 def _fitted(what: str, found: Any, x: Vector, rebuild: tree.Structure) -> Vector:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
-from .arithmetic import blend, minus, plus, root, shrunk
+from .arithmetic import blend, minus, root
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
@@ -36,7 +36,6 @@ def adabelief(
     lr: HParam = 1e-3,
     betas: tuple[HParam, HParam] = (0.9, 0.999),
     eps: HParam = 1e-16,
-    weight_decay: HParam = 0.0,
     *,
     maximize: bool = False,
 ) -> Optimizer[AdaBeliefState]:
@@ -46,10 +45,10 @@ def adabelief(
 
         m <- b1 * m + (1 - b1) * g
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps
-        W <- W - lr * weight_decay * W - lr * (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
+        W <- W - lr * (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
 
-    Arguments and errors are those of :func:`adamw`. Without weight decay it equals ``optax.adabelief`` with
-    ``eps_root`` = ``eps``. Decay and ``eps`` are those of the authors' code, whose rectification is not here.
+    Arguments and errors are those of :func:`adam`; for decay see :func:`decayed`. Equals ``optax.adabelief`` with
+    ``eps_root`` = ``eps``, the authors' code's.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.adabelief(lr=0.1)
@@ -58,14 +57,13 @@ def adabelief(
     tensor([-0.1111])
     """
     check_lr(lr)
-    default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    default = to_tensors(lr=lr, betas=betas, eps=eps)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
-        lr, (b1, b2), eps = h["lr"], h["betas"], h["eps"]
+        (b1, b2), eps = h["betas"], h["eps"]
         m = blend(b1, s["exp_avg"], g)
         v = blend(b2, s["exp_avg_var"], (g - m) ** 2) + eps
-        w = minus(shrunk(w, lr, h["weight_decay"]), lr / (1 - b1**t), m, root(v / (1 - b2**t)) + eps)
-        return w, {"exp_avg": m, "exp_avg_var": v}
+        return minus(w, h["lr"] / (1 - b1**t), m, root(v / (1 - b2**t)) + eps), {"exp_avg": m, "exp_avg_var": v}
 
     return by_rule(rule, AdaBeliefState, default, ("exp_avg", "exp_avg_var"), maximize=maximize, plain=True)
 
@@ -75,7 +73,6 @@ def yogi(
     lr: HParam = 1e-2,
     betas: tuple[HParam, HParam] = (0.9, 0.999),
     eps: HParam = 1e-3,
-    weight_decay: HParam = 0.0,
     initial_accumulator_value: HParam = 1e-6,
     *,
     maximize: bool = False,
@@ -84,14 +81,13 @@ def yogi(
 
     With the symbols of :func:`adam`::
 
-        g <- g + weight_decay * W
         m <- b1 * m + (1 - b1) * g
         v <- v - (1 - b2) * sign(v - g^2) * g^2
         W <- W - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
     Arguments and errors are those of :func:`adam`. Differs from the paper as ``optax.yogi`` does, which it equals:
     ``m`` and ``v`` start at ``initial_accumulator_value``, an hparam that ``init`` alone reads, and are bias-corrected.
-    The decay is neither's. The sign has derivative 0.
+    The sign has derivative 0.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.yogi(lr=0.1, eps=0.0, initial_accumulator_value=0.0)
@@ -100,15 +96,13 @@ def yogi(
     tensor([-0.1000])
     """
     check_lr(lr)
-    default = to_tensors(
-        lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, initial_accumulator_value=initial_accumulator_value
-    )
+    default = to_tensors(lr=lr, betas=betas, eps=eps, initial_accumulator_value=initial_accumulator_value)
 
     def first(w: Tensor, h: Numbers) -> Entries:
         return {name: torch.zeros_like(w) + h["initial_accumulator_value"] for name in ("exp_avg", "exp_avg_sq")}
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
-        g, (b1, b2) = plus(g, h["weight_decay"], w), h["betas"]
+        b1, b2 = h["betas"]
         m, v, square = blend(b1, s["exp_avg"], g), s["exp_avg_sq"], g * g
         v = minus(v, 1 - b2, torch.sign(v - square) * square)
         w = minus(w, h["lr"] / (1 - b1**t), m, root(v / (1 - b2**t)) + h["eps"])

@@ -141,11 +141,11 @@ ROWS = [
     *rows(hft.lion, papers.lion, own=UP, lr=[0.1]),
     *rows(hft.signum, papers.signum, lr=[0.1], momentum=[0.9, 0.0], weight_decay=[0, 0.1]),
     *rows(hft.signum, papers.signum, own=UP, lr=[0.1]),
-    *rows(hft.adabelief, papers.adabelief, lr=[0.1], betas=PAIRS, eps=[1e-16, 1e-2], weight_decay=[0, 0.1]),
+    *rows(hft.adabelief, papers.adabelief, lr=[0.1], betas=PAIRS, eps=[1e-16, 1e-2]),
     *rows(hft.adabelief, papers.adabelief, own=UP, lr=[0.1]),
     *rows(
         hft.yogi, papers.yogi,
-        lr=[0.1], betas=PAIRS, eps=[1e-3, 0.1], weight_decay=[0, 0.1], initial_accumulator_value=[1e-6, 0.3],
+        lr=[0.1], betas=PAIRS, eps=[1e-3, 0.1], initial_accumulator_value=[1e-6, 0.3],
     ),
     *rows(hft.yogi, papers.yogi, own=UP, lr=[0.1]),
     *rows(hft.lamb, papers.lamb, lr=[0.1], betas=PAIRS, eps=[1e-6, 1e-2], weight_decay=[0, 0.1]),

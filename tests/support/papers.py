@@ -136,23 +136,18 @@ def lars(
 
 
 @by_hand
-def adabelief(
-    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-16, weight_decay=0.0
-) -> None:
-    """Algorithm 2 of arXiv 2010.07468, with the decay of AdamW."""
+def adabelief(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-16) -> None:
+    """Algorithm 2 of arXiv 2010.07468."""
     s["m"] = betas[0] * s.get("m", 0.0) + (1 - betas[0]) * g
     s["s"] = betas[1] * s.get("s", 0.0) + (1 - betas[1]) * (g - s["m"]) ** 2 + eps
-    p.mul_(1 - lr * weight_decay)
     p.sub_(lr * s["m"] / (1 - betas[0] ** t) / ((s["s"] / (1 - betas[1] ** t)) ** 0.5 + eps))
 
 
 @by_hand
 def yogi(
-    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.0,
-    initial_accumulator_value=1e-6,
-) -> None:  # fmt: skip
+    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.999), eps=1e-3, initial_accumulator_value=1e-6
+) -> None:
     """Algorithm 2 of Zaheer et al. (2018), from other first averages, which are corrected as Adam's are."""
-    g = g + weight_decay * p
     s["m"] = betas[0] * s.get("m", initial_accumulator_value) + (1 - betas[0]) * g
     v = s.get("v", torch.full_like(p, initial_accumulator_value))
     s["v"] = v - (1 - betas[1]) * (v - g**2).sign() * g**2

@@ -13,7 +13,6 @@ from torch import Tensor
 from ... import tree
 from ...calls import explained, few, shown
 from ...types import Optimizer, Params, State
-from .pure_optimizer import PureOptimizer
 
 #: Classes of torch whose states have the entries of the pure optimizer with their name in small letters.
 _KNOWN = (
@@ -31,7 +30,7 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
 
     Args:
         optimizer: of the class Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, ASGD, Muon, NAdam, RAdam, RMSprop,
-            Rprop or SGD of torch (no class derived of them), or a :class:`PureOptimizer`, whose names stand for params.
+            Rprop or SGD of torch, no class derived of them. (Of a :class:`PureOptimizer` it is ``opt.pure_state()``.)
         params: a tree of parameters of ``optimizer``, in the structure that ``train`` is given. ``None``: a dict by the
             names with which it was made.
 
@@ -57,12 +56,10 @@ def state_from(optimizer: torch.optim.Optimizer, params: Params | None = None) -
     >>> run.state.step, round(run.params["w"].item(), 4)
     (tensor(3), 0.2984)
     """
-    if isinstance(optimizer, PureOptimizer) and params is None:
-        return optimizer.pure_state()
     name = type(optimizer).__name__
     if name not in _KNOWN or getattr(torch.optim, name) is not type(optimizer):
         known = ", ".join(_KNOWN)
-        raise TypeError(f"state_from knows PureOptimizer, without params, and {known} of torch; got {shown(optimizer)}")
+        raise TypeError(f"state_from knows {known} of torch (a PureOptimizer has pure_state()), got {shown(optimizer)}")
     factory = getattr(import_module(__name__.partition(".")[0]), name.lower())
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     if params is None:
