@@ -130,7 +130,8 @@ TRAINS = """import torch, hyperopt_ftp as hft
 w, opt = torch.ones(2), hft.adam(lr=0.1)
 loss = lambda w, x: ((w - x) ** 2).sum()
 hft.hypergradient(opt, loss, lambda w: w.sum(), w, [w] * 3, over="lr")
-hft.train(opt, loss, w, [w] * 3, strategy=hft.Unroll(checkpoint=1), hparams={"lr": torch.ones((), requires_grad=True)})"""
+lr = torch.ones((), requires_grad=True)
+hft.train(opt, loss, w, [w] * 3, strategy=hft.Unroll(checkpoint=1), hparams={"lr": lr})"""
 
 
 @pytest.mark.parametrize(

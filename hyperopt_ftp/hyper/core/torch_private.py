@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 F = TypeVar("F", bound=Callable[..., Any])
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-_compiler: Any = torch._C._dynamo.eval_frame.get_eval_frame_callback  # what is to look at each frame, if any
+_dynamo: Any = torch._C._dynamo  # pyright: ignore[reportAttributeAccessIssue]
+_compiler: Any = _dynamo.eval_frame.get_eval_frame_callback  # what is to look at each frame, if any
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 

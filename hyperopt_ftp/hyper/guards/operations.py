@@ -103,10 +103,9 @@ class refuse_other_weights(DispatchMode):  # a context manager
                 raise RuntimeError(
                     "train_loss checkpoints activations inside a module that functional_call has given other params: "
                     f"its backward pass would use the module's own (one of shape {tuple(x.shape)}). Take "
-                    "hft.remat_layers(net, pattern) in its place, which saves memory of second derivatives too; or "
-                    "hft.of_module(net, ...), and context_fn=loss.contexts in a checkpoint of your own (for "
-                    "gradient_checkpointing_enable() of transformers of_module is enough); or put functional_call "
-                    "inside the checkpoint: checkpoint(lambda p, x: functional_call(block, p, (x,)), params, x)"
+                    "hft.remat_layers(net, pattern) in its place, which saves memory of second derivatives too; or put "
+                    "functional_call inside the checkpoint: checkpoint(lambda p, x: functional_call(block, p, (x,)), "
+                    "params, x)"
                 )
         return func(*args, **(kwargs or {}))
 
