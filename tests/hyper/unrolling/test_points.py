@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -18,10 +19,10 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
-from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, tree_of
+from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, points_of_every, tree_of
 from hyperopt_ftp.hyper.unrolling.points import Checkpoints
 
-eager = sys.modules[EagerSteps.__module__]
+eager, plans = sys.modules[EagerSteps.__module__], sys.modules[every.__module__]
 F64 = torch.float64
 SGD = hft.sgd(lr=0.05, momentum=0.5)
 PLAIN = hft.Unroll(checkpoint=1)
@@ -40,7 +41,7 @@ def tree_bounds(steps: int, arity: int = 4) -> tuple[int, float]:
 
 
 def walked(parts: Parts, steps: int) -> tuple[int, int]:
-    rows = list(backward_schedule(parts, 3, 3 + steps))
+    rows = [(k, len(live), again) for k, live, again in backward_schedule(parts, 3, 3 + steps)]
     assert [k for k, _, _ in rows] == list(range(3, 3 + steps))[::-1]
     return max(live for _, live, _ in rows), sum(again for _, _, again in rows)
 
@@ -94,7 +95,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(self: Checkpoints, k: int, step: Any) -> Any:
         point = at(self, k, step)
-        found.append(len(self._kept))
+        found.append(len(self._kept) + 1)  # with the one in use
         return point
 
     monkeypatch.setattr(Checkpoints, "at", counted)
@@ -148,6 +149,96 @@ def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: 
         calls.append((loss.calls, found[1][over]))
     assert calls[0][0] == calls[1][0] == 10
     assert torch.equal(calls[0][1], calls[1][1])
+
+
+# -- links: points as gradients ---------------------------------------------------------------------------------------
+
+
+def test_of_four_points_in_a_row_three_are_links():
+    plan = points_of_every(2, links=True)
+    assert sorted(plan.linked([0, 4, 8, 9, 10, 11, 12, 13, 20])) == [9, 10, 11, 13]
+    assert not points_of_every(2).linked(range(9))
+
+
+def noisy_adam() -> hft.Optimizer:
+    """Adam whose update draws numbers, which have to be the same when it runs again, and counts its calls."""
+    adam = hft.adam(lr=0.05, eps=1e-3)
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+        params, state = adam.update(grads, state, params, hparams)
+        return params + 0.1 * torch.randn_like(params), state
+
+    return hft.Optimizer(adam.init, update, adam.hparams)
+
+
+@pytest.mark.parametrize("name", ["sqrt", "log", "offload", "tight"])
+def test_links_give_the_same_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch):
+    """With dropout in the loss and noise in the update; and no gradient is computed more often."""
+    linked, link = [], Checkpoints.link
+    monkeypatch.setattr(Checkpoints, "link", lambda self, k, *rest: (linked.append(k), link(self, k, *rest))[1])
+    strategy = {**WAYS, "sqrt": hft.Unroll(checkpoint="sqrt"), "tight": hft.Unroll(memory=60_000)}[name]
+    found, calls = [], []
+    for how in (PLAIN, strategy):
+        loss, start = Counted(), torch.zeros(3, dtype=F64)
+        torch.manual_seed(0)
+        grads = hft.hypergradient(
+            noisy_adam(), loss, lambda p: p.square().sum(), start, batches(23), ("lr", "params"), strategy=how
+        )[1]
+        found.append((grads, torch.rand(())))
+        calls.append(loss.calls)
+        assert bool(linked) == (how is strategy)
+    assert_equal(*found)
+    with monkeypatch.context() as without:
+        without.setattr(plans, "LINKS", 0)
+        linked.clear()
+        loss = Counted()
+        opt = noisy_adam()
+        hft.hypergradient(opt, loss, lambda p: p.sum(), torch.zeros(3, dtype=F64), batches(23), "lr", strategy=strategy)
+    assert not linked
+    assert calls[1] == loss.calls or name == "tight"  # which affords other points
+
+
+def test_a_state_that_is_small_makes_no_links(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Checkpoints, "link", None)
+    data, start = batches(9), torch.zeros(3, dtype=F64)
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+        return params - hparams["lr"] * grads, state
+
+    plain = hft.Optimizer(lambda params, hparams=None: (), update, {"lr": torch.tensor(0.05)})
+    hft.hypergradient(plain, Counted(0), lambda p: p.sum(), start, data, "lr", strategy=LOG)
+
+
+@pytest.mark.parametrize("strategy", [PLAIN, hft.Unroll(checkpoint=2)], ids=["points", "links"])
+def test_of_a_point_in_use_only_the_params_live_through_the_product(
+    strategy: hft.Unroll, monkeypatch: pytest.MonkeyPatch
+):
+    """Nor does the state in which training ended, once the caller has dropped it."""
+    states: list[Any] = []
+
+    def watched() -> hft.Optimizer:
+        adam = hft.adam(lr=0.05, eps=1e-3)
+
+        def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+            params, state = adam.update(grads, state, params, hparams)
+            states.append(weakref.ref(state.exp_avg))
+            return params, state
+
+        return hft.Optimizer(adam.init, update, adam.hparams)
+
+    living, pull = [], eager.pull_columns
+
+    def counted(outputs: Any, cotangents: Any, columns: Any, *rest: Any) -> Any:
+        if rest:  # the product
+            living.append(sum(x() is not None for x in states))
+        return pull(outputs, cotangents, columns, *rest)
+
+    monkeypatch.setattr(eager, "pull_columns", counted)
+    lr, opt = torch.tensor(0.05, dtype=F64, requires_grad=True), watched()
+    data, start, hparams = batches(4), torch.zeros(3, dtype=F64), {**opt.hparams, "lr": lr}
+    hft.train(opt, Counted(0), start, data, hparams=hparams, strategy=strategy).params.sum().backward()
+    # While step 3 is gone back through PLAIN has points 1 and 2; the other one 2 alone, since 3 is a link.
+    assert living == ([2, 1, 0, 0] if strategy is PLAIN else [1, 0, 0, 0])
 
 
 def test_batches_in_one_piece_of_memory_are_read_again():
