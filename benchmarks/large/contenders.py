@@ -117,6 +117,7 @@ CONTENDERS = {
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),
     "Unroll(sqrt), remat": Contender(_SQRT, remat=True),
     "Unroll(log), remat": Contender(hft.Unroll(checkpoint="log"), remat=True),
+    "Unroll(disk), remat": Contender(hft.Unroll(offload="disk"), remat=True),
     "Unroll(auto), remat": Contender(hft.Unroll(memory=1), remat=True),
 }
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...calls import check_compile, check_count, check_flag, explained
-from ...types import CheckpointEvery, Compile, Params, State
+from ...types import CheckpointEvery, Compile, Offload, Params, State
 from ..compiled.steps import CompiledSteps, compilable, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
@@ -73,7 +73,8 @@ class Unroll(Strategy):
             ``None``: ``False`` if all graphs take at most 128 MiB, estimated from the first step, and the batches are a
             list or tuple; else 1.
         offload: keep points on the CPU, of a CUDA device in page-locked memory, so that no copy is waited for.
-            ``checkpoint=None`` is then 1. Graphs are not moved.
+            ``checkpoint=None`` is then 1. Graphs are not moved. ``"disk"``: in files of the temporary directory (the
+            environment's ``TMPDIR``, which should not lie in memory), each as large as params and state.
         memory: in place of ``checkpoint``: bytes of tensors on the params' devices, above what is held at the start.
             The plan that recomputes least within them is chosen. One or two extra steps measure what a step takes. The
             predicted peak is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss,
@@ -114,14 +115,15 @@ class Unroll(Strategy):
 
     truncate: int | None = None
     checkpoint: CheckpointEvery | None = None
-    offload: bool = False
+    offload: Offload = False
     memory: int | None = None
     compile: Compile = False
     first_order: bool = False
 
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
-        check_flag("offload", self.offload)
+        if not isinstance(self.offload, bool) and self.offload != "disk":
+            raise ValueError(f"offload must be True, False or 'disk', got {self.offload!r}")
         check_compile(self.compile)
         check_count("memory", self.memory, "bytes", none=True)
         number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...types import Params, State
+from ...hparams import concrete
+from ...types import Offload, Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import floats
 from ..core.replay import Replay, RngState
 from ..core.torch_private import pins
+from .files import Filed
 from .plans import Plan, kept
 
 
@@ -48,13 +50,13 @@ class Link(NamedTuple):
 
 
 class Checkpoints:
-    """Where the steps from ``first`` on began: points kept by a plan, on the CPU with ``offload``.
+    """Where the steps from ``first`` on began: points kept by a plan, with ``offload`` elsewhere.
 
     The backward pass goes from the last step to the first, and uses each point once. A point that was not kept is
     recomputed from the last one before it; that run keeps points by the same plan.
     """
 
-    def __init__(self, inputs: TrainInputs, plan: Plan, first: int, offload: bool) -> None:
+    def __init__(self, inputs: TrainInputs, plan: Plan, first: int, offload: Offload) -> None:
         self._inputs, self._plan, self._offload = inputs, plan, offload
         self._kept: dict[int, Checkpoint | Link] = {}  # in the order of their steps
         self._replay = Replay()
@@ -116,6 +118,9 @@ class Checkpoints:
         if not self._offload:
             return point
         *parts, rng = point
+        leaves = tree.leaves(parts)
+        if self._offload == "disk" and all(concrete(x) for x in leaves if isinstance(x, Tensor)):
+            return type(point)(Filed(leaves), *[None] * (len(parts) - 1), rng)
         return type(point)(*tree.map_tree(lambda x: _moved(x, _CPU), parts), rng)
 
     def _loaded(self, point: Any) -> Any:
@@ -123,6 +128,8 @@ class Checkpoints:
             return point
         *parts, rng = point
         begin = [self._inputs.params, self._inputs.state][: len(parts)]
+        if isinstance(parts[0], Filed):
+            return type(point)(*tree.flatten(begin)[1](parts[0].load()), rng)
         return type(point)(*tree.map_tree(lambda x, y: _moved(x, getattr(y, "device", _CPU)), parts, begin), rng)
 
 

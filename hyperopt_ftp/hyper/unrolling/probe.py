@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...types import Params, State
+from ...types import Offload, Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, floats
 from ..core.memory import Meter, bytes_of, changed, kind_of
@@ -19,7 +19,7 @@ from .plans import points_of_every
 from .points import Checkpoints, Link
 
 
-def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, state: State, offload: bool) -> Sizes:
+def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, state: State, offload: Offload) -> Sizes:
     """Bytes of step k, which is run forward with its graph and back; the random state is restored."""
     count = len(inputs.batches) - k
     hvps = count if steps.needs_hvp(k) else count - 1

@@ -32,6 +32,7 @@ STRATEGIES = {
     "implicit": hft.Implicit(iterations=5, tolerance=1e9),
     "identity": hft.Implicit("identity"),
     "zero order": hft.ZeroOrder(3, 1e-6),
+    "disk": hft.Unroll(offload="disk"),
 }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,7 +119,7 @@ TIGHT = hft.Unroll(memory=110_000)  # of which random states take most: a few po
 
 WAYS = {
     "log": LOG, "offload": hft.Unroll(checkpoint="log", offload=True), "third": hft.Unroll(checkpoint=3), "auto": AUTO,
-    "tight": TIGHT,
+    "tight": TIGHT, "disk": hft.Unroll(offload="disk"), "disk, third": hft.Unroll(checkpoint=3, offload="disk"),
 }  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def test_all_ways_to_keep_points_agree(name: str, truncate: int | None, live: li
     want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
     live.clear()
     assert_equal(call(Counted(), 23, replace(WAYS[name], truncate=truncate), over="lr"), want)
-    assert truncate or name == "auto" or max(live) < 23
+    assert truncate or name in ("auto", "disk") or max(live) < 23
 
 
 def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyPatch):
@@ -151,6 +153,44 @@ def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: 
     assert torch.equal(calls[0][1], calls[1][1])
 
 
+# -- points on disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_points_on_disk_are_there_as_long_as_they_are_needed(folder: Path):
+    """Of params that lie in one larger piece of memory, one of them twice, their own entries alone."""
+    large = torch.arange(50_000, dtype=torch.float64)
+    lr = torch.tensor(0.05, dtype=F64, requires_grad=True)
+
+    def slopes(strategy: hft.Unroll) -> Any:
+        start = {"a": large[1:4], "b": large[1:4], "c": [large[4:10].view(2, 3).T]}
+        loss: Any = lambda p, x: (p["a"] * p["b"] * x + p["c"][0].sum(1)).sin().sum()  # noqa: E731
+        opt = hft.adam(lr=0.05, eps=1e-2)
+        run = hft.train(opt, loss, start, batches(5), hparams={**opt.hparams, "lr": lr}, strategy=strategy)
+        value = torch.stack([x.square().sum() for x in tree.leaves(run.params)]).sum()
+        sizes = [x.stat().st_size for x in folder.iterdir()]
+        found = [torch.autograd.grad(value, lr, retain_graph=keep)[0] for keep in (True, False)]
+        return found, sizes
+
+    want, _ = slopes(PLAIN)
+    found, sizes = slopes(hft.Unroll(offload="disk"))
+    assert_equal(found, want)
+    assert len(sizes) == 5
+    assert max(sizes) < 50_000
+    assert not [*folder.iterdir()]
+
+
+def test_a_directory_that_cannot_be_written_to(folder: Path):
+    folder.rmdir()
+    with pytest.raises(RuntimeError, match=rf"cannot be written to {folder}.*TMPDIR"):
+        call(Counted(), 3, hft.Unroll(offload="disk"))
+
+
 # -- links: points as gradients ---------------------------------------------------------------------------------------
 
 
@@ -171,7 +211,7 @@ def noisy_adam() -> hft.Optimizer:
     return hft.Optimizer(adam.init, update, adam.hparams)
 
 
-@pytest.mark.parametrize("name", ["sqrt", "log", "offload", "tight"])
+@pytest.mark.parametrize("name", ["sqrt", "log", "offload", "disk, third", "tight"])
 def test_links_give_the_same_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch):
     """With dropout in the loss and noise in the update; and no gradient is computed more often."""
     linked, link = [], Checkpoints.link
