@@ -98,7 +98,7 @@ class LayerCall:
             )
         _refuse_objects(self._given.leaves)  # what the layer has put into them
         _refuse_captured(found, tensors)
-        self._prints = self._printed(found)
+        self._prints = _prints(found, self._begin.replay)
         return found
 
     def again(self, tensors: Sequence[Tensor], twice: bool = False) -> list[Tensor]:
@@ -106,17 +106,13 @@ class LayerCall:
         found = self._begin.run(lambda: self._run(tensors))
         for y in found if twice else ():
             refuse_once_differentiable(y)
-        _refuse_others(self._prints, self._printed(found))
+        _refuse_others(self._prints, _prints(found, self._begin.replay))
         return found
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
         """What the layer returned, with other tensors in it."""
         assert self._result is not None
         return self._result.filled(tensors)
-
-    def _printed(self, found: Sequence[Tensor]) -> list[Tensor]:
-        with self._begin.replay.without_autocast():
-            return _prints(found)
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         own, args, kwargs = self._given.filled(tensors)
@@ -172,7 +168,7 @@ def _refuse_captured(found: Sequence[Tensor], given: Sequence[Tensor]) -> None:
             )
 
 
-def _prints(found: Sequence[Tensor]) -> list[Tensor]:
+def _prints(found: Sequence[Tensor], replay: Replay) -> list[Tensor]:
     """Of each tensor of floats its norm, and its product with cosines, which tell entries and signs apart.
 
     On a CPU in float32 at least: there sums have one order.
@@ -181,7 +177,9 @@ def _prints(found: Sequence[Tensor]) -> list[Tensor]:
     rows = [y.float() if y.is_cpu and y.itemsize < 4 else y for y in rows if y.is_floating_point()]
     wide = [torch.promote_types(y.dtype, torch.float32) for y in rows]
     waves = [torch.arange(y.numel(), dtype=d, device=y.device).cos_() for y, d in zip(rows, wide, strict=True)]
-    return [torch.stack([torch.linalg.vector_norm(y), y.flatten() @ w.to(y)]) for y, w in zip(rows, waves, strict=True)]
+    with replay.without_autocast():
+        pairs = [(torch.linalg.vector_norm(y), y.flatten() @ w.to(y)) for y, w in zip(rows, waves, strict=True)]
+    return [torch.stack(pair) for pair in pairs]
 
 
 def _refuse_others(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
