@@ -37,6 +37,7 @@ __all__ = [
     "Norm",
     "NotFinite",
     "Number",
+    "Offload",
     "Optimizer",
     "PaperOrExact",
     "Params",
@@ -63,6 +64,7 @@ Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperpar
 Solver: TypeAlias = Literal["neumann", "cg", "dense", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
 #: What :class:`~hyperopt_ftp.Unroll` keeps of its steps; ``None``, its default, lets it choose.
 CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", False]
+Offload: TypeAlias = bool | Literal["disk"]  #: where it keeps points: on the CPU if true
 #: How :func:`~hyperopt_ftp.muon` scales its learning rate with the shape of a matrix.
 AdjustLR: TypeAlias = Literal["original", "match_rms_adamw"]
 #: Whether steps are compiled: by inductor, or by another of torch.compile's backends, by name.

@@ -21,10 +21,11 @@ from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of
 from benchmarks.hypergradient.problems import PROBLEMS
 from benchmarks.hypergradient.processes import off, worker
 from benchmarks.hypergradient.reference import distance, reference
-from benchmarks.large import product
+from benchmarks.large import contenders, peers, product
 from benchmarks.large.contenders import CONTENDERS as LARGE
 from benchmarks.large.contenders import PLAIN, by_library
 from benchmarks.large.contenders import by_hand as by_plain_loop
+from benchmarks.large.peers import by_higher, by_torchopt
 from benchmarks.large.processes import compare, table
 from benchmarks.large.processes import distance as difference
 from benchmarks.large.task import Data, Encoder, drawn, losses_of
@@ -278,6 +279,18 @@ def test_so_it_is_with_layers_that_are_recomputed():
     found = by_library(net, data, hft.Unroll(checkpoint="sqrt"))()
     for kind, value in right(True).items():
         torch.testing.assert_close(found[kind], value, rtol=1e-8, atol=1e-9 * float(value.abs().max()))
+
+
+@pytest.mark.parametrize(("by", "close"), [(by_torchopt, 1e-4), (by_higher, 1e-3)], ids=["TorchOpt", "higher"])
+def test_so_it_is_by_other_libraries(by, close, monkeypatch):
+    """TorchOpt takes 1 - 0.999^k in float32; higher 1e-8 for a second moment of zero, and adds eps in another place."""
+    for module in (contenders, peers):
+        monkeypatch.setattr(module, "EPS", 1e-12)
+        monkeypatch.setattr(module, "EPS_ROOT", 1e-18)
+    torch.manual_seed(1)
+    found = by(*tiny(True))()
+    for kind, value in right(True).items():
+        assert (found[kind] - value).abs().max() <= close * value.abs().max()
 
 
 def test_a_product_of_recomputed_layers_is_measured(tmp_path):

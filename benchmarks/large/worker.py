@@ -21,7 +21,7 @@ from experiments.common.memory import peak_above
 
 from ..worker import answering
 from .contenders import call_of
-from .task import drawn, minilm
+from .task import NETS, drawn
 
 
 class Job(NamedTuple):
@@ -32,10 +32,11 @@ class Job(NamedTuple):
     length: int  # tokens of an example
     limit: int  # bytes
     memory: int  # bytes that Unroll is given
+    net: str = "minilm"
 
 
 def measured(name: str, job: Job) -> dict[str, Any]:
-    net, words = minilm()
+    net, words = NETS[job.net]()
     call, warm_up = (
         call_of(name, net, drawn(words, steps, job.size, job.length), memory)
         for steps, memory in ((job.steps, job.memory), (1, 2**40))

@@ -21,7 +21,7 @@ F64 = torch.float64
     ("options", "runs"),
     [
         ({"checkpoint": 3}, {"training": 14, "backward": 7}),  # 20 steps in 7 segments, each twice
-        ({"checkpoint": "sqrt"}, {"training": 10, "backward": 5}),
+        ({"checkpoint": "sqrt"}, {"training": 8, "backward": 4}),
         ({}, {"training": 1, "backward": 1}),
         ({"truncate": 4}, {"training": 3, "backward": 1}),  # 16 steps in 2 segments
     ],

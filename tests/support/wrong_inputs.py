@@ -440,6 +440,7 @@ TRAINING: list[Row] = [
     (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
     (lambda: hft.Unroll(checkpoint=True), ValueError, "checkpoint must be a number of steps"),
     (lambda: hft.Unroll(checkpoint=False, offload=True), ValueError, "leave offload out"),
+    (lambda: hft.Unroll(offload="cpu"), ValueError, "offload must be True, False or 'disk', got 'cpu'"),
     (lambda: hft.Unroll(memory=1e9), ValueError, "memory must be .*, got"),
     (lambda: hft.Unroll(checkpoint=2, memory=2**30), ValueError, "memory=.* decides .* so does checkpoint=2"),
     (lambda: call(strategy=hft.Unroll(memory=9)), ValueError, "memory=9 bytes are too few: .* need"),

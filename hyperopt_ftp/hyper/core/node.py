@@ -183,7 +183,8 @@ class TrainNode(torch.autograd.Function):
         job.end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
         job.losses = trained.losses
         if not job.transform:
-            job.versions = [(x, x._version) for x in (*job.leaves, *outputs) if isinstance(x, Tensor)]
+            given = [x for x in job.leaves if isinstance(x, Tensor)]
+            job.versions = [(x, x._version) for x in (*given, *map(_counter, outputs))]
         return (*(x.detach() for x in outputs), trained.losses.detach())
 
     @staticmethod
@@ -233,6 +234,15 @@ class TrainNode(torch.autograd.Function):
             along = [t for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
             found = iter(transposed(back, zeros)(or_zeros(along, floats(tensors))))
             return tuple(next(found) if yes else None for yes in ctx.differentiable)
+
+
+def _counter(x: Tensor) -> Tensor:
+    """A tensor of one number with the shape and the version counter of another one, whose memory it does not hold."""
+    if is_dtensor(x):
+        return x
+    counter = x.detach()
+    counter.data = x.new_empty(()).expand(x.shape)
+    return counter
 
 
 def _saved(ctx: Any) -> tuple[list[Tensor], list[Tensor]]:

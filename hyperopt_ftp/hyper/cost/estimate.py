@@ -114,7 +114,7 @@ def estimate(
     >>> batches = [torch.empty(64, 4096, device="meta")] * 100
     >>> found = hft.estimate(hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"))
     >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
-    '17.0 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
+    '14.3 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
     """
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Any, TypeVar
 
 import torch
@@ -22,22 +23,21 @@ def remat(layer: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """``layer(*args, **kwargs)``, of which only the arguments are kept for derivatives of first and second order.
 
     ``torch.utils.checkpoint`` saves nothing under a second derivative: the graph of the backward pass holds the
-    activations that it has made again. Here the backward pass is itself recomputed. With ``y = f(x)``, and cotangents
-    v of y and u of the gradient::
+    activations that it has made again. Here the backward pass is recomputed, too. With ``y = f(x)``, and cotangents v
+    of y and u of the gradient::
 
         forward     keeps x
         backward    f again, then g = vjp f(x; v);                              keeps x and v
         of that     f and g again with a graph, then d<u, g> / d(x, v);         keeps nothing
 
-    So a hypergradient through deep networks takes about the memory of plain training, and one product with second
-    derivatives the time of about five gradients instead of three. Small networks gain nothing. A gradient that is not
-    differentiated costs one more forward pass, and as little memory.
+    A hypergradient through deep networks takes about the memory of plain training. A product with second derivatives
+    takes about five gradients of time, not three; a plain gradient one more forward pass. Small networks gain nothing.
 
     Args:
         layer: a function, a module, or a method of one. The parameters and buffers of a module count as arguments, also
             those that ``functional_call`` has put there.
-        args, kwargs: what it is called with. Tensors that a derivative is taken in have to be among them: in lists,
-            tuples, dicts, and classes that ``torch.utils._pytree`` knows.
+        args, kwargs: what it is called with, among it all tensors that a derivative is taken in: in lists, tuples,
+            dicts, and classes that ``torch.utils._pytree`` knows.
 
     Returns:
         What the layer returns.
@@ -76,10 +76,10 @@ class RematLayer(Function):
 
     @staticmethod
     def forward(ctx: Any, call: LayerCall, *xs: Tensor) -> tuple[Tensor, ...]:
-        ctx.call, need = call, ctx.needs_input_grad[1:]
+        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*xs)
-        found = call.first(_stand_ins(xs, need))
+        found = call.first(_inputs(xs, ctx.needs_input_grad[1:]))
         ys = tuple(y.detach() for y in found)
         ctx.mark_non_differentiable(*(y for y, x in zip(ys, found, strict=True) if not x.requires_grad))
         return ys
@@ -88,44 +88,36 @@ class RematLayer(Function):
     def backward(ctx: Any, *vs: Tensor | None) -> tuple[Any, ...]:
         _refuse_old_vmap(vs)
         xs, need, further = ctx.saved_tensors, ctx.needs_input_grad[1:], torch.is_grad_enabled()
+        there, given = [v is not None for v in vs], [v for v in vs if v is not None]
         if further and not under_transform():
-            return (None, *RematBackward.apply(ctx.call, need, *xs, *vs))
+            return (None, *RematBackward.apply(ctx.call, need, there, *xs, *given))
         with outside_transforms():  # which go over cotangents, in a graph from outside
-            at = _aliases(xs) if further else _stand_ins(xs, need)
+            at = _inputs(xs, need, further)
             ys = ctx.call.again(at)
-        return (None, *_pull(ys, vs, at, need, create_graph=further))
+        return (None, *_pull(compress(ys, there), given, at, need, further))
 
 
 class RematBackward(Function):
     """The backward pass of a layer as a node, which keeps arguments and cotangents."""
 
     @staticmethod
-    def forward(ctx: Any, call: LayerCall, need: Sequence[bool], *tensors: Any) -> tuple[Tensor | None, ...]:
-        count = len(need)
-        xs, vs = tensors[:count], tensors[count:]
-        ctx.call, ctx.need, ctx.given, ctx.begin = call, need, [v is not None for v in vs], Moment.now()
+    def forward(ctx: Any, call: LayerCall, need: Any, there: Any, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.call, ctx.need, ctx.there, ctx.begin = call, need, there, Moment.now()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*xs, *(v for v in vs if v is not None))
-        at = _stand_ins(xs, need)
-        return tuple(_pull(call.again(at, twice=True), vs, at, need))
+        ctx.save_for_backward(*tensors)
+        at = _inputs(tensors[: len(need)], need)
+        return tuple(_pull(compress(call.again(at, twice=True), there), tensors[len(need) :], at, need))
 
     @staticmethod
     def backward(ctx: Any, *us: Tensor | None) -> tuple[Any, ...]:
         _refuse_old_vmap(us)
-        count, further = len(ctx.need), torch.is_grad_enabled()
-        saved, asked = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        asked_v = [a for a, there in zip(asked[count:], ctx.given, strict=True) if there]
+        count, asked, further = len(ctx.need), ctx.needs_input_grad[3:], torch.is_grad_enabled()
         with outside_transforms(), torch.enable_grad():
-            if further:  # on the tensors as they are: a derivative goes on from them
-                at, vs = _aliases(saved[:count]), _aliases(saved[count:])
-            else:
-                at, vs = _stand_ins(saved[:count], ctx.need), _stand_ins(saved[count:], asked_v)
-            ys, rest = ctx.call.again(at), iter(vs)
-            given = [next(rest) if there else None for there in ctx.given]
-            grads = ctx.begin.run(lambda: _pull(ys, given, at, ctx.need, create_graph=True))
-        found = _pull(grads, us, [*at, *vs], [*asked[:count], *asked_v], create_graph=further)
-        rest = iter(found[count:])
-        return (None, None, *found[:count], *(next(rest) if there else None for there in ctx.given))
+            at = _inputs(ctx.saved_tensors, (*ctx.need, *asked[count:]), further)
+            xs, vs = at[:count], at[count:]
+            ys = compress(ctx.call.again(xs), ctx.there)
+            grads = ctx.begin.run(lambda: _pull(ys, vs, xs, ctx.need, True))
+        return (None, None, None, *_pull(grads, us, at, asked, further))
 
 
 def _refuse_old_vmap(cotangents: Sequence[Tensor | None]) -> None:
@@ -136,16 +128,15 @@ def _refuse_old_vmap(cotangents: Sequence[Tensor | None]) -> None:
         )
 
 
-def _aliases(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [x.view_as(x) for x in tensors]
-
-
-def _stand_ins(tensors: Sequence[Tensor], need: Sequence[bool]) -> list[Tensor]:
+def _inputs(tensors: Sequence[Tensor], need: Sequence[bool], further: bool = False) -> list[Tensor]:
+    """Of a graph of its own; ``further``: a derivative goes on from the tensors as they are."""
+    if further:
+        return [x.view_as(x) for x in tensors]
     return [stand_in(x) if needed else x.detach() for x, needed in zip(tensors, need, strict=True)]
 
 
 def _pull(
-    ys: Sequence[Tensor | None], vs: Sequence[Tensor | None], at: Sequence[Tensor], asked: Sequence[bool],
+    ys: Iterable[Tensor | None], vs: Sequence[Tensor | None], at: Sequence[Tensor], asked: Sequence[bool],
     create_graph: bool = False,
 ) -> OptionalTensors:  # fmt: skip
     """Vector-Jacobian product, as plain autograd makes it; ``None``: zero, or not asked for."""
@@ -154,7 +145,6 @@ def _pull(
     if not pairs or not any(wanted):
         return [None] * len(at)
     outputs, cotangents = zip(*pairs, strict=True)
-    inputs = [x for x, yes in zip(at, wanted, strict=True) if yes]
-    found = torch.autograd.grad(outputs, inputs, cotangents, create_graph=create_graph, allow_unused=True)
-    rest = iter(found)
-    return [next(rest) if yes else None for yes in wanted]
+    inputs = compress(at, wanted)
+    found = iter(torch.autograd.grad(outputs, [*inputs], cotangents, create_graph=create_graph, allow_unused=True))
+    return [next(found) if yes else None for yes in wanted]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...calls import check_compile, check_count, check_flag, explained
-from ...types import CheckpointEvery, Compile, Params, State
+from ...types import CheckpointEvery, Compile, Offload, Params, State
 from ..compiled.steps import CompiledSteps, compilable, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
@@ -34,8 +33,8 @@ from ..core.strategy import Costs, PlainSteps, Strategy, few_steps, there_and_ba
 from ..core.torch_private import keeps_graph, under_transform
 from ..unrolling.budget import Sizes, affordable, peak_of
 from ..unrolling.eager import EagerSteps, are_small
-from ..unrolling.plans import Plan, backward_schedule, points_of_every, points_of_tree, with_graphs
-from ..unrolling.points import Checkpoints
+from ..unrolling.plans import Plan, backward_schedule, points_of_every, points_of_tree, root_of, with_graphs
+from ..unrolling.points import Checkpoints, links_pay
 from ..unrolling.probe import sizes_of
 
 #: A plain loop that has begun, and the random state before its first step if that has been made.
@@ -67,12 +66,15 @@ class Unroll(Strategy):
         truncate: differentiate the last ``truncate`` steps only. The point before them is a constant in derivatives of
             every order. ``None``: all steps.
         checkpoint: what is kept. ``False``: all graphs, the fastest. n: the point of every n-th step; those between are
-            recomputed. ``"sqrt"``: n = sqrt(K). ``"log"``: points in a tree of arity 4, for thousands of steps. With
-            ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and ``K (3 d / 4 - 1) + 1`` steps are
-            recomputed (K = 1000: 16 points, 2.75 K steps). ``None``: ``False`` if all graphs take at most 128 MiB,
-            estimated from the first step, and the batches are a list or tuple; else 1.
+            recomputed. ``"sqrt"``: n = sqrt(K), rounded up. ``"log"``: points in a tree of arity 4, for thousands of
+            steps. With ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and ``K (3 d / 4 - 1) + 1``
+            steps are recomputed (K = 1000: 16 points, 2.75 K steps). Of points in a row three in four are kept as the
+            gradient that leads to them, unless the state is small beside the params: their updates run again.
+            ``None``: ``False`` if all graphs take at most 128 MiB, estimated from the first step, and the batches are a
+            list or tuple; else 1.
         offload: keep points on the CPU, of a CUDA device in page-locked memory, so that no copy is waited for.
-            ``checkpoint=None`` is then 1. Graphs are not moved.
+            ``checkpoint=None`` is then 1. Graphs are not moved. ``"disk"``: in files of the temporary directory (the
+            environment's ``TMPDIR``, which should not lie in memory), each as large as params and state.
         memory: in place of ``checkpoint``: bytes of tensors on the params' devices, above what is held at the start.
             The plan that recomputes least within them is chosen. One or two extra steps measure what a step takes. The
             predicted peak is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss,
@@ -113,14 +115,15 @@ class Unroll(Strategy):
 
     truncate: int | None = None
     checkpoint: CheckpointEvery | None = None
-    offload: bool = False
+    offload: Offload = False
     memory: int | None = None
     compile: Compile = False
     first_order: bool = False
 
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
-        check_flag("offload", self.offload)
+        if not isinstance(self.offload, bool) and self.offload != "disk":
+            raise ValueError(f"offload must be True, False or 'disk', got {self.offload!r}")
         check_compile(self.compile)
         check_count("memory", self.memory, "bytes", none=True)
         number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1
@@ -161,7 +164,7 @@ class Unroll(Strategy):
             return self._plain(problem, inputs, first)
         compile = self.compile and compilable(self.compile, problem, inputs.params)
         if not compile:
-            return self._by_points(problem, inputs, first, self.planned(len(inputs.batches) - first))
+            return self._by_points(problem, inputs, first)
         train, values = partial(self._compiled, first, compile), partial(compiled_loop, compile=compile)
         method = Method(
             "Unroll", self._back_compiled, train, self.truncate is None, needs={"compiled": True}, values=values
@@ -233,18 +236,19 @@ class Unroll(Strategy):
         return self._plain(problem, inputs, first, derived=True)
 
     def _by_points(
-        self, problem: InnerProblem, inputs: TrainInputs, first: int, plan: Plan, begun: Begun | None = None,
-        start: RngState | None = None,
+        self, problem: InnerProblem, inputs: TrainInputs, first: int, plan: Plan | None = None,
+        begun: Begun | None = None, start: RngState | None = None,
     ) -> TrainOutputs:  # fmt: skip
         """A node that keeps what is planned."""
         train = partial(self._train, first, plan, begun)
         return through_node(Method("Unroll", self._back, train, self.truncate is None), problem, inputs, start)
 
     def _train(
-        self, first: int, plan: Plan, begun: Begun | None, problem: InnerProblem, inputs: TrainInputs
+        self, first: int, plan: Plan | None, begun: Begun | None, problem: InnerProblem, inputs: TrainInputs
     ) -> tuple[TrainOutputs, Any]:
         count, steps = len(inputs.batches), EagerSteps(problem, inputs, first, self.truncate is None)
-        points = Checkpoints(inputs, plan.parts, first, self.offload)
+        plan = plan or self.planned(count - first, links_pay(inputs))
+        points = Checkpoints(inputs, plan, first, self.offload)
         params, state, losses = inputs.params, inputs.state, list[Tensor]()
         if begun is not None:
             loop, start = begun
@@ -256,12 +260,10 @@ class Unroll(Strategy):
         for k in range(len(losses), count):
             if k == first and self.memory is not None:
                 plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
-                points = Checkpoints(inputs, plan.parts, first, self.offload)
+                points = Checkpoints(inputs, plan, first, self.offload)
             if k == begins:
                 steps.keep_graphs(plan.graphs, if_small=self.chooses)
-            if k >= first:
-                points.visit(k, params, state)
-            params, state, loss = steps.forward(k, params, state)
+            params, state, loss = steps.forward(k, points, params, state)
             losses.append(loss)
         return TrainOutputs(params, state, torch.stack(losses)), (first, steps, points)
 
@@ -310,10 +312,11 @@ class Unroll(Strategy):
             memory = memory_of_graphs(replace(self, truncate=None), problem, inputs, count - first)
             return Costs(count, 0, "the graphs of all updates", memory=memory)
         steps, probed = EagerSteps(problem, inputs, first, self.truncate is None), self.memory is not None
-        plan = self.planned(count - first)
+        links = links_pay(inputs)
+        plan = self.planned(count - first, links)
         sizes = sizes_of(steps, inputs, first, inputs.params, inputs.state, self.offload)
         if self.memory is not None:
-            plan = affordable(self.memory, sizes)[0]
+            plan = affordable(self.memory, sizes, links)[0]
         if self.chooses and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs):
             plan = with_graphs(plan.graphs, 0)
         left = count - first
@@ -329,23 +332,23 @@ class Unroll(Strategy):
         """Whether graphs are kept if they are small."""
         return self.checkpoint is None and self.memory is None
 
-    def planned(self, steps: int) -> Plan:
+    def planned(self, steps: int, links: bool) -> Plan:
         """What is kept of so many steps, where the first does not decide it."""
         if self.checkpoint == "log":
-            return points_of_tree()
+            return points_of_tree(links)
         if not (self.checkpoint or self.offload or self.memory):
             return with_graphs(steps, steps)
-        return points_of_every(self._every(steps))
+        return points_of_every(self._every(steps), links)
 
     def _every(self, steps: int) -> int:
-        return max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
+        return root_of(steps) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
 
     def _plan_within(
         self, memory: int, problem: InnerProblem, steps: EagerSteps, inputs: TrainInputs, params: Params, state: State
     ) -> Plan:
         sizes = sizes_of(steps, inputs, steps.first, params, state, self.offload)
         *numbers, least = problem.agreed([*sizes, -memory])  # a process may have less than another
-        plan, peak = affordable(-least, Sizes(*numbers))
+        plan, peak = affordable(-least, Sizes(*numbers), links_pay(inputs))
         text = "Unroll(memory=%d) keeps of %d steps: %s; predicted peak: %d bytes"
         logging.getLogger("hyperopt_ftp").info(text, memory, sizes.steps, plan.words, peak)
         return plan

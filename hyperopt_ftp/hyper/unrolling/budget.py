@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-from .plans import Plan, backward_schedule, kept, points_of_every, points_of_tree, with_graphs
+from .plans import Plan, backward_schedule, kept, points_of_every, points_of_tree, root_of, with_graphs
 
 
 class Sizes(NamedTuple):
@@ -18,6 +17,8 @@ class Sizes(NamedTuple):
     first: int  # the first point, which may be the caller's own
     point: int  # each other one
     beside: int  # each where the one before it is kept too, which may hold some of its tensors
+    link: int  # each that is kept as a gradient
+    first_state: int  # of the first point, whose state is not dropped on the way through its step
     graph: int  # the graph of a step's gradient
     made: int  # at the peak of making it
     back: int  # at the peak of going back through it, the graph apart
@@ -27,31 +28,37 @@ class Sizes(NamedTuple):
 
 def peak_of(sizes: Sizes, plan: Plan) -> int:
     """The most that is held at once."""
-    graphs = min(plan.graphs, sizes.hvps)
-    points = len(kept(plan.parts, 0, sizes.steps))
-    point = sizes.beside if points == sizes.steps else sizes.point
-    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.graph + max(sizes.made, sizes.graph)  # in the last step
-    for done, (_, live, _) in enumerate(backward_schedule(plan.parts, 0, sizes.steps)):
-        held = (live - 1) * point + done * sizes.batch + (sizes.adjoints if done else 0)
-        held += max(graphs - done, 0) * sizes.graph
+    graphs, points = min(plan.graphs, sizes.hvps), kept(plan.parts, 0, sizes.steps)
+    point = sizes.beside if len(points) == sizes.steps else sizes.point
+
+    def all_of(points: list[int]) -> int:
+        """Bytes of these but the first, the last of which is in use, and no link then."""
+        links = len(plan.linked(points[:-1]))
+        return (len(points) - 1 - links) * point + links * sizes.link
+
+    in_last_step = max(sizes.made, sizes.graph) + sizes.link * (points[-1] in plan.linked(points))
+    peak = all_of(points) + max(graphs - 1, 0) * sizes.graph + in_last_step
+    for done, (k, live, _) in enumerate(backward_schedule(plan.parts, 0, sizes.steps)):
+        held = all_of(live) + done * sizes.batch + (sizes.adjoints if done else 0)
+        held += max(graphs - done, 0) * sizes.graph + (0 if k else sizes.first_state)
         peak = max(peak, held + (sizes.back if done < graphs else max(sizes.made, sizes.graph + sizes.back)))
     return sizes.fixed + sizes.first + peak
 
 
-def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
-    """The plan that recomputes least within ``memory`` bytes, and its peak."""
+def affordable(memory: int, sizes: Sizes, links: bool) -> tuple[Plan, int]:
+    """The plan that recomputes least within ``memory`` bytes, and its peak. ``links``: whether points may be links."""
     steps = sizes.steps
     fitting = bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, with_graphs(steps, n)))
     if fitting:
         plan = with_graphs(steps, fitting - 1)
     else:
-        strides = range(2, max(2, math.isqrt(steps)) + 1)
+        strides = range(2, max(2, root_of(steps)) + 1)
         # Points get fewer up to sqrt(K).
-        at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, points_of_every(n)))
-        plan = points_of_every(strides[at]) if at < len(strides) else points_of_tree()
+        at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, points_of_every(n, links)))
+        plan = points_of_every(strides[at], links) if at < len(strides) else points_of_tree(links)
     peak = peak_of(sizes, plan)
     if peak > memory:
-        others = with_graphs(steps, 0), points_of_every(max(2, math.isqrt(steps)))
+        others = with_graphs(steps, 0), points_of_every(max(2, root_of(steps)), links)
         least = min(peak, *(peak_of(sizes, other) for other in others))
         raise ValueError(
             f"memory={memory} bytes are too few: with the fewest points kept, {steps} steps need {least}; give that or "

@@ -53,7 +53,8 @@ def back_by_tensor(
         back_p[i] = None
         for j in places:
             back_s[j] = None
-        parts: list[OptionalTensors] = []
+        wholes: OptionalTensors = [None] * len(bars)
+        begin = 0
         for piece, of_piece in _pieces(given, cotangents, all(map(is_scalar, numbers))):
             g, w, *own = at = [tree.working(x.detach()).requires_grad_() for x in piece]
             before = rule.filled({name: [x] for name, x in zip(names, own, strict=True)}, step)
@@ -61,12 +62,20 @@ def back_by_tensor(
                 new, after = optimizer.update([g], before, [w], rule.by_name(numbers))
             outputs = [*new, *(getattr(after, name)[0] for name in names)]
             found, more_h = pull_columns(outputs, of_piece, [at, knobs])
-            parts.append(found)
+            for n, x in enumerate(found):
+                wholes[n] = x if x is None or x.shape == ws[i].shape else _with(wholes[n], x, begin, ws[i].shape)
+            begin += w.numel()
             bar_h = added(bar_h, more_h)
-        for bar, column in zip(bars, zip(*parts, strict=True), strict=True):
-            whole = column[0] if len(column) == 1 or column[0] is None else torch.cat(column).view(ws[i].shape)
+        for bar, whole in zip(bars, wholes, strict=True):
             bar.append(whole)
     return bars[0], bars[1], [x for bar in bars[2:] for x in bar], bar_h
+
+
+def _with(whole: Tensor | None, piece: Tensor, begin: int, shape: torch.Size) -> Tensor:
+    """A tensor with that piece in its place: pieces that are kept to be joined would take the memory twice."""
+    whole = piece.new_empty(shape) if whole is None else whole
+    whole.view(-1)[begin : begin + piece.numel()] = piece
+    return whole
 
 
 def _pieces(

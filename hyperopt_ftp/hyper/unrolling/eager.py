@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ..core.problem import Gradient, InnerProblem, without_loss
 from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, refuse_other_updates
 from ..core.vjp import pull_columns
 from .by_tensor import acts_by_tensor, back_by_tensor
-from .points import Checkpoints
+from .points import Checkpoint, Checkpoints
 
 #: Bytes of the graphs that are kept unasked.
 SMALL = 2**27
@@ -74,17 +75,23 @@ class EagerSteps:
         """Whether step k's gradient is differentiated; at the first step, only in what is asked for."""
         return k > self.first or self._first_needs_hvp or any(tree.leaves(self._problem.batch_needs_grad(k)))
 
-    def forward(self, k: int, params: Params, state: State) -> tuple[Params, State, Tensor]:
+    def forward(self, k: int, points: Checkpoints, params: Params, state: State) -> tuple[Params, State, Tensor]:
         """Params and state after step k, and its loss."""
+        if k >= self.first:
+            points.visit(k, params, state)
         keep = k >= self._kept_from
         found, leaves = self._gradient(self._problem, k, params, graph=keep)
         again = k >= self.first and not self._repeats
-        rng = self._replay.now() if keep or again else None
-        new = self._update(self._problem, found, params, state)
+        rng = self._replay.now() if keep or again or points.links(k) else None
+        grads = found.rebuild([g.detach() for g in found.grads])
+        if rng is not None and points.links(k):
+            points.link(k, grads, rng)
+        new = self._update(self._problem, grads, params, state)
         if rng is not None and again:
             self._repeats = True
-            other = self._replay.run(rng, lambda: self._update(self._problem.unguarded, found, params, state))
+            other = self._replay.run(rng, lambda: self.update_again(grads, params, state))
             refuse_other_updates(floats(new), floats(other))
+            del other
         count = self._problem.before + self._count - k
         if keep and self._if_small and k == self.first and not self.small(new[0], count):
             keep, self._kept_from = False, self._count
@@ -100,12 +107,13 @@ class EagerSteps:
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         return small and isinstance(self._inputs.batches, (list, tuple))
 
-    def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
-        problem = self._problem.unguarded
-        found, _ = self._gradient(problem, k, params, graph=False)
-        new = self._update(problem, found, params, state)
+    def gradient_again(self, k: int, params: Params) -> Params:
+        found, _ = self._gradient(self._problem.unguarded, k, params, graph=False)
         self._note(k, found)
-        return new
+        return found.rebuild([g.detach() for g in found.grads])
+
+    def update_again(self, grads: Params, params: Params, state: State) -> tuple[Params, State]:
+        return self._update(self._problem.unguarded, grads, params, state)
 
     def back(
         self, k: int, points: Checkpoints, back_p: OptionalTensors, back_s: OptionalTensors
@@ -122,9 +130,22 @@ class EagerSteps:
         Returns:
             Adjoints before it, and what is added to the cotangents of knobs and of its batch.
         """
-        point, kept = points.at(k, self.step), self._graphs.get(k)
+        kept = self._graphs.get(k)
         if not self._retains:
             self._graphs.pop(k, None)
+        found, leaves, bars = self._through_update(k, points.at(k, self), kept, back_p, back_s)
+        bar_g, bar_p, bar_s, bar_h = bars
+        # The peak: of the point only the params are there by now.
+        columns = [found.params, self._knobs, leaves]
+        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, columns, self._retains and kept is not None)
+        for i, x in enumerate(more_p):  # of each but one at once, where there are many weights
+            bar_p[i], more_p[i] = added([bar_p[i]], [x])[0], None
+        return bar_p, bar_s, added(bar_h, more_h), bar_b
+
+    def _through_update(
+        self, k: int, point: Checkpoint, kept: _Kept | None, back_p: OptionalTensors, back_s: OptionalTensors
+    ) -> tuple[Gradient, list[Tensor], Sequence[OptionalTensors]]:
+        """The gradient of step k with its graph, leaves of the batch, and adjoints of grads, params, state, knobs."""
 
         def again() -> tuple[Gradient, list[Tensor], list[list[Tensor]], list[Tensor]]:
             found, leaves = kept[:2] if kept else self._gradient(self._problem.unguarded, k, point.params, graph=True)
@@ -143,17 +164,10 @@ class EagerSteps:
         self._note(k, found)
         if by_tensor:
             grads, own = found.rebuild(found.grads), without_loss(self._hparams)
-            bar_g, bar_p, bar_s, bar_h = back_by_tensor(
-                optimizer, grads, point.state, point.params, own, self._knobs, back_p, back_s
-            )
+            bars = back_by_tensor(optimizer, grads, point.state, point.params, own, self._knobs, back_p, back_s)
         else:
-            bar_g, bar_p, bar_s, bar_h = pull_columns(outputs, [*back_p, *back_s], inputs)
-        del inputs, outputs  # before the peak
-        columns = [found.params, self._knobs, leaves]
-        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, columns, self._retains and kept is not None)
-        for i, x in enumerate(more_p):  # of each but one at once, where there are many weights
-            bar_p[i], more_p[i] = added([bar_p[i]], [x])[0], None
-        return bar_p, bar_s, added(bar_h, more_h), bar_b
+            bars = pull_columns(outputs, [*back_p, *back_s], inputs)
+        return found, leaves, bars
 
     def compare(self) -> None:
         """Raise if a step that was made again is another one than it was."""
@@ -166,9 +180,8 @@ class EagerSteps:
         leaves, batch = detached_leaves(self._inputs.batches[k], asked)
         return problem.gradient(params, batch, self._hparams, graph and self.needs_hvp(k)), leaves
 
-    def _update(self, problem: InnerProblem, found: Gradient, params: Params, state: State) -> tuple[Params, State]:
+    def _update(self, problem: InnerProblem, grads: Params, params: Params, state: State) -> tuple[Params, State]:
         with torch.no_grad():
-            grads = found.rebuild([g.detach() for g in found.grads])
             return problem.update(grads, state, params, self._hparams)
 
     def _note(self, k: int, found: Gradient) -> None:

@@ -32,6 +32,7 @@ STRATEGIES = {
     "implicit": hft.Implicit(iterations=5, tolerance=1e9),
     "identity": hft.Implicit("identity"),
     "zero order": hft.ZeroOrder(3, 1e-6),
+    "disk": hft.Unroll(offload="disk"),
 }
 
 
@@ -58,7 +59,7 @@ TUNED = {"optimizer": hft.hyper(hft.adam(eps=1e-4), by=hft.sgd(lr=1e-6), over="l
 #: A network, steps, what is tuned, bytes, and what auto keeps within them. With batches the peak is at the end.
 BUDGETS = [
     ("mlp", 64, {}, 9_000_000, "the last"),
-    ("mlp", 64, {}, 1_350_000, "tree"),
+    ("mlp", 64, {}, 1_250_000, "tree"),
     ("transformer", 12, {}, 8_500_000, "n = "),
     ("weighted", 12, {"over": tuple(f"batches.{i}.0" for i in range(12))}, 1_400_000, "n = "),
     ("mlp", 8, TUNED, 1_470_000, "n = "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 
@@ -480,6 +481,7 @@ class Box:
 
 CAPTURED, NORM = real(3).requires_grad_(), nn.BatchNorm1d(3, dtype=f64).requires_grad_(False)
 COUNT, MEAN = torch.zeros(()), torch.zeros(3, dtype=f64)
+CALLS, SIGNS = itertools.count(), torch.tensor([1.0, 1.0, -1.0], dtype=f64)
 REFUSED = [
     ("captured", lambda w, x: tanh(w, x) + CAPTURED, ValueError, r"shape \(3,\).* none of its arguments"),
     ("made of it", lambda w, x: tanh(w, x) + CAPTURED_TWICE, ValueError, r"shape \(3,\) that requires grad"),
@@ -490,6 +492,8 @@ REFUSED = [
     ("weights", lambda w, x: x @ w.mul_(2), RuntimeError, "writes in place"),
     ("checkpoint", lambda w, x: checkpoint(tanh, w, x, use_reentrant=False), RuntimeError, "hooks on saved tensors"),
     ("random", lambda w, x: tanh(w, x) * random.random(), RuntimeError, "gives another result"),
+    ("order", lambda w, x: tanh(w, x).roll(next(CALLS), 0), RuntimeError, "gives another result"),
+    ("signs", lambda w, x: tanh(w, x) * SIGNS.roll(next(CALLS)), RuntimeError, "gives another result"),
     ("once", lambda w, x: Once.apply(x @ w), RuntimeError, r"no second derivative \(Once"),
 ]  # fmt: skip
 CAPTURED_TWICE = 2 * CAPTURED

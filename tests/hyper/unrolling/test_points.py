@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +21,12 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
-from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, tree_of
+from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, points_of_every, tree_of
 from hyperopt_ftp.hyper.unrolling.points import Checkpoints
 
 from ...support.limits import no_graphs_are_small
 
-eager = sys.modules[EagerSteps.__module__]
+eager, plans = sys.modules[EagerSteps.__module__], sys.modules[every.__module__]
 F64 = torch.float64
 SGD = hft.sgd(lr=0.05, momentum=0.5)
 PLAIN = hft.Unroll(checkpoint=1)
@@ -42,7 +45,7 @@ def tree_bounds(steps: int, arity: int = 4) -> tuple[int, float]:
 
 
 def walked(parts: Parts, steps: int) -> tuple[int, int]:
-    rows = list(backward_schedule(parts, 3, 3 + steps))
+    rows = [(k, len(live), again) for k, live, again in backward_schedule(parts, 3, 3 + steps)]
     assert [k for k, _, _ in rows] == list(range(3, 3 + steps))[::-1]
     return max(live for _, live, _ in rows), sum(again for _, _, again in rows)
 
@@ -96,7 +99,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(self: Checkpoints, k: int, step: Any) -> Any:
         point = at(self, k, step)
-        found.append(len(self._kept))
+        found.append(len(self._kept) + 1)  # with the one in use
         return point
 
     monkeypatch.setattr(Checkpoints, "at", counted)
@@ -118,7 +121,7 @@ TIGHT = hft.Unroll(memory=110_000)  # of which random states take most: a few po
 
 WAYS = {
     "log": LOG, "offload": hft.Unroll(checkpoint="log", offload=True), "third": hft.Unroll(checkpoint=3), "auto": AUTO,
-    "tight": TIGHT,
+    "tight": TIGHT, "disk": hft.Unroll(offload="disk"), "disk, third": hft.Unroll(checkpoint=3, offload="disk"),
 }  # fmt: skip
 
 
@@ -128,7 +131,7 @@ def test_all_ways_to_keep_points_agree(name: str, truncate: int | None, live: li
     want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
     live.clear()
     assert_equal(call(Counted(), 23, replace(WAYS[name], truncate=truncate), over="lr"), want)
-    assert truncate or name == "auto" or max(live) < 23
+    assert truncate or name in ("auto", "disk") or max(live) < 23
 
 
 def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyPatch):
@@ -150,6 +153,134 @@ def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: 
         calls.append((loss.calls, found[1][over]))
     assert calls[0][0] == calls[1][0] == 10
     assert torch.equal(calls[0][1], calls[1][1])
+
+
+# -- points on disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_points_on_disk_are_there_as_long_as_they_are_needed(folder: Path):
+    """Of params that lie in one larger piece of memory, one of them twice, their own entries alone."""
+    large = torch.arange(50_000, dtype=torch.float64)
+    lr = torch.tensor(0.05, dtype=F64, requires_grad=True)
+
+    def slopes(strategy: hft.Unroll) -> Any:
+        start = {"a": large[1:4], "b": large[1:4], "c": [large[4:10].view(2, 3).T]}
+        loss: Any = lambda p, x: (p["a"] * p["b"] * x + p["c"][0].sum(1)).sin().sum()  # noqa: E731
+        opt = hft.adam(lr=0.05, eps=1e-2)
+        run = hft.train(opt, loss, start, batches(5), hparams={**opt.hparams, "lr": lr}, strategy=strategy)
+        value = torch.stack([x.square().sum() for x in tree.leaves(run.params)]).sum()
+        sizes = [x.stat().st_size for x in folder.iterdir()]
+        found = [torch.autograd.grad(value, lr, retain_graph=keep)[0] for keep in (True, False)]
+        return found, sizes
+
+    want, _ = slopes(PLAIN)
+    found, sizes = slopes(hft.Unroll(offload="disk"))
+    assert_equal(found, want)
+    assert len(sizes) == 5
+    assert max(sizes) < 50_000
+    assert not [*folder.iterdir()]
+
+
+def test_a_directory_that_cannot_be_written_to(folder: Path):
+    folder.rmdir()
+    with pytest.raises(RuntimeError, match=rf"cannot be written to {folder}.*TMPDIR"):
+        call(Counted(), 3, hft.Unroll(offload="disk"))
+
+
+# -- links: points as gradients ---------------------------------------------------------------------------------------
+
+
+def test_of_four_points_in_a_row_three_are_links():
+    plan = points_of_every(2, links=True)
+    assert sorted(plan.linked([0, 4, 8, 9, 10, 11, 12, 13, 20])) == [9, 10, 11, 13]
+    assert not points_of_every(2).linked(range(9))
+
+
+def noisy_adam() -> hft.Optimizer:
+    """Adam whose update draws numbers, which have to be the same when it runs again, and counts its calls."""
+    adam = hft.adam(lr=0.05, eps=1e-3)
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+        params, state = adam.update(grads, state, params, hparams)
+        return params + 0.1 * torch.randn_like(params), state
+
+    return hft.Optimizer(adam.init, update, adam.hparams)
+
+
+@pytest.mark.parametrize("name", ["sqrt", "log", "offload", "disk, third", "tight"])
+def test_links_give_the_same_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch):
+    """With dropout in the loss and noise in the update; and no gradient is computed more often."""
+    linked, link = [], Checkpoints.link
+    monkeypatch.setattr(Checkpoints, "link", lambda self, k, *rest: (linked.append(k), link(self, k, *rest))[1])
+    strategy = {**WAYS, "sqrt": hft.Unroll(checkpoint="sqrt"), "tight": hft.Unroll(memory=60_000)}[name]
+    found, calls = [], []
+    for how in (PLAIN, strategy):
+        loss, start = Counted(), torch.zeros(3, dtype=F64)
+        torch.manual_seed(0)
+        grads = hft.hypergradient(
+            noisy_adam(), loss, lambda p: p.square().sum(), start, batches(23), ("lr", "params"), strategy=how
+        )[1]
+        found.append((grads, torch.rand(())))
+        calls.append(loss.calls)
+        assert bool(linked) == (how is strategy)
+    assert_equal(*found)
+    with monkeypatch.context() as without:
+        without.setattr(plans, "LINKS", 0)
+        linked.clear()
+        loss = Counted()
+        opt = noisy_adam()
+        hft.hypergradient(opt, loss, lambda p: p.sum(), torch.zeros(3, dtype=F64), batches(23), "lr", strategy=strategy)
+    assert not linked
+    assert calls[1] == loss.calls or name == "tight"  # which affords other points
+
+
+def test_a_state_that_is_small_makes_no_links(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Checkpoints, "link", None)
+    data, start = batches(9), torch.zeros(3, dtype=F64)
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+        return params - hparams["lr"] * grads, state
+
+    plain = hft.Optimizer(lambda params, hparams=None: (), update, {"lr": torch.tensor(0.05)})
+    hft.hypergradient(plain, Counted(0), lambda p: p.sum(), start, data, "lr", strategy=LOG)
+
+
+@pytest.mark.parametrize("strategy", [PLAIN, hft.Unroll(checkpoint=2)], ids=["points", "links"])
+def test_of_a_point_in_use_only_the_params_live_through_the_product(
+    strategy: hft.Unroll, monkeypatch: pytest.MonkeyPatch
+):
+    """Nor does the state in which training ended, once the caller has dropped it."""
+    states: list[Any] = []
+
+    def watched() -> hft.Optimizer:
+        adam = hft.adam(lr=0.05, eps=1e-3)
+
+        def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+            params, state = adam.update(grads, state, params, hparams)
+            states.append(weakref.ref(state.exp_avg))
+            return params, state
+
+        return hft.Optimizer(adam.init, update, adam.hparams)
+
+    living, pull = [], eager.pull_columns
+
+    def counted(outputs: Any, cotangents: Any, columns: Any, *rest: Any) -> Any:
+        if rest:  # the product
+            living.append(sum(x() is not None for x in states))
+        return pull(outputs, cotangents, columns, *rest)
+
+    monkeypatch.setattr(eager, "pull_columns", counted)
+    lr, opt = torch.tensor(0.05, dtype=F64, requires_grad=True), watched()
+    data, start, hparams = batches(4), torch.zeros(3, dtype=F64), {**opt.hparams, "lr": lr}
+    hft.train(opt, Counted(0), start, data, hparams=hparams, strategy=strategy).params.sum().backward()
+    # While step 3 is gone back through PLAIN has points 1 and 2; the other one 2 alone, since 3 is a link.
+    assert living == ([2, 1, 0, 0] if strategy is PLAIN else [1, 0, 0, 0])
 
 
 def test_batches_in_one_piece_of_memory_are_read_again():
