@@ -41,7 +41,7 @@ class DispatchMode(TorchDispatchMode):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.__torch_dispatch__ = untraced(cls.__torch_dispatch__)
+        setattr(cls, "__torch_dispatch__", untraced(cls.__dict__["__torch_dispatch__"]))  # noqa: B010, types stay
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
