@@ -26,7 +26,7 @@ from benchmarks.large.contenders import CONTENDERS as LARGE
 from benchmarks.large.contenders import PLAIN, by_library
 from benchmarks.large.contenders import by_hand as by_plain_loop
 from benchmarks.large.peers import by_higher, by_torchopt
-from benchmarks.large.processes import compare, table
+from benchmarks.large.processes import compare, peaks, table
 from benchmarks.large.processes import distance as difference
 from benchmarks.large.task import Data, Encoder, drawn, losses_of
 from benchmarks.measure import weights_of
@@ -333,6 +333,11 @@ def test_each_is_compared_with_the_plain_loop():
     assert "| Unroll(log) | died: 1 GiB was too few |" in table(record)
     alone = table(record | {"contenders": {"Unroll(log)": rows["Unroll(log)"]}})  # without empty columns
     assert alone.endswith("|  | peak |\n|---|--:|\n| Unroll(log) | died: 1 GiB was too few |")
+    other = {**record, "steps": 5, "contenders": {"Unroll(1)": rows["Unroll(1)"]}}
+    both = peaks([record, other])
+    assert "|  | 3 steps of 2 x 4 | 5 steps of 2 x 4 |" in both
+    assert "| Unroll(1) | 2.00 GiB | 2.00 GiB |" in both
+    assert "| Unroll(log) | over 1 GiB |  |" in both
 
 
 def test_all_that_were_measured_have_the_hypergradient_of_the_plain_loop():

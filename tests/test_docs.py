@@ -15,7 +15,7 @@ import pytest
 import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta, bench_triton
 from benchmarks.hypergradient import across
-from benchmarks.large.processes import table
+from benchmarks.large.processes import peaks, table
 from experiments.common.estimate import interval
 from experiments.sensitivity import tuning
 from hyperopt_ftp.testing import CHECKS
@@ -422,6 +422,10 @@ def larger_models() -> Iterator[str]:
     yield from map(table, measured("large_cpu")["steps"].values())
 
 
+def deep_networks() -> Iterator[str]:
+    yield peaks(measured("large_peaks_cpu")["runs"])
+
+
 def meta_learning() -> Iterator[str]:
     yield bench_meta.table(measured("meta")["programs"])
 
@@ -450,6 +454,7 @@ def triton_kernels() -> Iterator[str]:
         ("docs/performance.md", hypergradients),
         ("docs/performance.md", in_short),
         ("docs/performance.md", larger_models),
+        ("docs/performance.md", deep_networks),
         ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
         ("docs/reference/triton.md", triton_kernels),

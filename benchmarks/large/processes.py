@@ -72,6 +72,20 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def peaks(runs: list[dict[str, Any]]) -> str:
+    """The peaks alone of several records, a row for each contender."""
+    names = list(dict.fromkeys(name for run in runs for name in run["contenders"]))
+    head = ["", *(f"{run['steps']} steps of {run['size']} x {run['length']}" for run in runs)]
+    rows = [[name, *(_peak(run["contenders"].get(name), run["limit"]) for run in runs)] for name in names]
+    return "\n".join(markdown(head, rows))
+
+
+def _peak(row: dict[str, Any] | None, limit: int) -> str:
+    if row is None:
+        return ""
+    return f"over {limit / 2**30:.0f} GiB" if "died" in row else f"{row['peak_bytes'] / 2**30:.2f} GiB"
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     if "died" in row:
         return ["died: " + row["died"], "", "", "", ""]

@@ -238,7 +238,7 @@ class TrainNode(torch.autograd.Function):
 
 def _counter(x: Tensor) -> Tensor:
     """A tensor of one number with the shape and the version counter of another one, whose memory it does not hold."""
-    if is_dtensor(x):
+    if type(x) is not Tensor or x.layout is not torch.strided:
         return x
     counter = x.detach()
     counter.data = x.new_empty(()).expand(x.shape)

@@ -71,13 +71,10 @@ class watched_operations(DispatchMode):  # a context manager
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self.made.update(storage_of(x) for x in tensors_in(args))
         result = func(*args, **kwargs)
-        made = [storage_of(x) for x in tensors_in(result)]
-        if any(x not in self.made for x in made):
-            # A view, or an alias, of what was there before is not made here.
-            there = {storage_of(x) for x in given} - self.made
-            new = {x for x in made if x not in there}
-            self.made |= new
-            self.bytes_made += sum(_bytes(x) for x in tensors_in(result) if storage_of(x) in new)
+        there = {storage_of(x) for x in given}  # of which a view, or an alias, is not made here
+        new = {place: _bytes(x) for x in tensors_in(result) if (place := storage_of(x)) not in there}
+        self.made |= new.keys()
+        self.bytes_made += sum(new.values())
         return result
 
 

@@ -17,6 +17,8 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.core.inputs import TrainInputs
 from hyperopt_ftp.hyper.guarded import known_training, problem_of
 from hyperopt_ftp.hyper.guards import verdict
+from hyperopt_ftp.hyper.guards.messages import LOSS
+from hyperopt_ftp.hyper.guards.operations import watched_operations
 
 AGAIN = hft.Unroll(checkpoint=1)
 
@@ -376,3 +378,11 @@ def test_a_leaf_that_stands_twice_has_a_gradient_in_each_place():
     run = hft.train(hft.sgd(lr=1.0), lambda p, x: (3 * p["a"] + 5 * p["b"]).sum(), {"a": p, "b": p}, [0.5])
     assert run.params["a"].item() == -2
     assert run.params["b"].item() == -4
+
+
+def test_bytes_are_counted_where_memory_is_used_again():
+    """Of a tensor that has gone, the next one may have the place."""
+    with watched_operations(LOSS) as operations:
+        for _ in range(8):
+            torch.ones(1000).view(10, 100).add_(1)
+    assert operations.bytes_made == 8 * 4000
