@@ -126,22 +126,13 @@ HEAVY = ["torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hypero
 INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py")]
 
 
-TRAINS = """import torch, hyperopt_ftp as hft
-w, opt = torch.ones(2), hft.adam(lr=0.1)
-loss = lambda w, x: ((w - x) ** 2).sum()
-hft.hypergradient(opt, loss, lambda w: w.sum(), w, [w] * 3, over="lr")
-lr = torch.ones((), requires_grad=True)
-hft.train(opt, loss, w, [w] * 3, strategy=hft.Unroll(checkpoint=1), hparams={"lr": lr})"""
-
-
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
         ("import hyperopt_ftp", OPTIONAL + HEAVY),
-        (TRAINS, OPTIONAL + HEAVY),
         (f"import {', '.join(f'hyperopt_ftp.integrations.{name}' for name in INTEGRATIONS)}", INTEGRATIONS),
     ],
-    ids=["package", "training", "integrations"],
+    ids=["package", "integrations"],
 )
 def test_nothing_optional_or_heavy_is_imported(code: str, absent: list[str]):
     code = f"import sys\n{code}\nprint([m for m in {absent} if m in sys.modules])"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained
@@ -21,7 +22,7 @@ from .core.inputs import Step, TrainOutputs
 from .core.leaves import all_finite, combine, detached, detached_leaves, floats, is_float
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
-from .core.torch_private import under_transform, untraced
+from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.sharded_params import same_everywhere, whole_params
 from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar, refuse_inference
@@ -33,7 +34,7 @@ from .train import checked, joined, trained, walked
 START = ("params", "batches")
 
 
-@untraced
+@_disable_dynamo
 @explained("hypergradient(optimizer, train_loss, outer_loss, params, batches, over)")
 def hypergradient(
     optimizer: Optimizer[StateT],

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained, shown
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
-from .core.torch_private import tracked, under_transform, untraced, values_of
+from .core.torch_private import tracked, under_transform, values_of
 from .core.vjp import Vector, dot, vjp
 from .guards.call_arguments import check_leaves
 from .guards.calls import read_knobs
@@ -29,7 +30,7 @@ from .strategies.solvers import columns_of, norm, solved_by
 SMALL = 1000
 
 
-@untraced
+@_disable_dynamo
 @explained("root(F, x0, theta)")
 def root(
     function: Callable[[TreeT, Any], TreeT],
@@ -80,7 +81,7 @@ def root(
     return _root("root", function, x0, theta, solve, strategy)
 
 
-@untraced
+@_disable_dynamo
 @explained("fixed_point(f, x0, theta)")
 def fixed_point(
     function: Callable[[TreeT, Any], TreeT],

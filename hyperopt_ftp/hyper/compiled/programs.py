@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,7 +43,7 @@ class Program:
         self._what: str = f"{function.__name__} program"
         self._lock = threading.RLock()
         self._made_for: dict[str, str] = {}  # the last time that something was compiled
-        self._is_new = False  # whether something was compiled in this call
+        self._began: float | None = None  # when something was compiled in this call
         self._begin()
 
     def _begin(self) -> None:
@@ -70,7 +72,7 @@ class Program:
                 look()
             if look and seeds is None and any(self._draws):
                 seeds = torch.randint(2**62, (steps,))
-            self._is_new = False
+            self._began = None
             rows = scan.rows(steps, seeds, next(x.device for x in tree.leaves(given[1]) if isinstance(x, Tensor)))
             try:
                 found = self._compiled(*given, rows)
@@ -84,7 +86,10 @@ class Program:
                     "without branches on values and without random numbers of one's own (compile='eager' tells whether "
                     "it is that, or a compiler that is missing), or leave out compile=True"
                 ) from error
-            if self._is_new:
+            if self._began is not None:
+                logging.getLogger("hyperopt_ftp").info(
+                    "compiled the %s in %.0f s", self._what, time.monotonic() - self._began
+                )
                 self._note(given, look, planned)
             if look and seeds is None and any(self._draws):  # as has come out when it was compiled
                 return self.run(given, steps, None, look, planned)
@@ -108,7 +113,14 @@ class Program:
 
     def _compiles(self) -> None:
         """Is called where torch.compile compiles."""
-        self._is_new = True
+        if self._began is None:  # torch may begin anew in one compilation
+            self._began = time.monotonic()
+            if not self._made_for:  # what is compiled anew has a warning
+                logging.getLogger("hyperopt_ftp").info(
+                    "compiling the %s: ten seconds to two minutes on a CPU, far longer for deep convolutional "
+                    "networks; once for this optimizer, loss and shapes, whatever the number of steps",
+                    self._what,
+                )
 
 
 def codes_of(value: Any, constants: bool = False, seen: set[int] | None = None) -> Iterator[Any]:

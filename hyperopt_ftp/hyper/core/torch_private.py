@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-_dynamo: Any = torch._C._dynamo  # pyright: ignore[reportAttributeAccessIssue]
-_compiler: Any = _dynamo.eval_frame.get_eval_frame_callback  # what is to look at each frame, if any
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def untraced(function: F) -> F:
-    """A decorator: inside a function that ``torch.compile`` traces, a graph break.
-
-    Torch's own imports the compiler at the first call, which takes seconds; who does not compile does not wait here.
-    """
-    disabled = _disable_dynamo(function)
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        traced = torch.compiler.is_compiling() or _compiler() is not None
-        return (disabled if traced else function)(*args, **kwargs)
-
-    return cast(F, call)
-
-
-class DispatchMode(TorchDispatchMode):
-    """A base of modes whose own code is :func:`untraced`, in place of torch's way, which imports the compiler."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        setattr(cls, "__torch_dispatch__", untraced(cls.__dict__["__torch_dispatch__"]))  # noqa: B010, types stay
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
 
 def under_transform() -> bool:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...dtensors import is_dtensor, local
-from ..core.torch_private import DispatchMode, saved_tensor_hooks
+from ..core.torch_private import saved_tensor_hooks
 from .messages import Subject, reads_number, writes
 
 
-class watched_operations(DispatchMode):  # a context manager
+class watched_operations(TorchDispatchMode):  # a context manager
     """Raise if the code inside reads the number of a knob, or writes in place into a tensor that it has not made."""
 
     def __init__(
@@ -83,7 +84,7 @@ def _other_hooks(now: Any, before: Any) -> bool:
     return now is not None and (before is None or now[0] is not before[0])
 
 
-class refuse_other_weights(DispatchMode):  # a context manager
+class refuse_other_weights(TorchDispatchMode):  # a context manager
     """Raise if activation checkpointing recomputes with other weights in the backward pass than in the forward pass.
 
     ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is recomputed

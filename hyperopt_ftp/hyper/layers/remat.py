@@ -8,17 +8,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import Function, forward_ad
 
 from ..core.graph import stand_in
 from ..core.leaves import OptionalTensors
-from ..core.torch_private import is_batched, outside_transforms, under_transform, untraced
+from ..core.torch_private import is_batched, outside_transforms, under_transform
 from .layer_call import LayerCall, Moment, call_of
 
 T = TypeVar("T")
 
 
-@untraced
+@_disable_dynamo
 def remat(layer: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """``layer(*args, **kwargs)``, of which only the arguments are kept for derivatives of first and second order.
 
