@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import tree
 from ..optimizers.by_rule import entry_rule
 from ..types import Optimizer
 from .core.inputs import TrainInputs
@@ -20,35 +21,11 @@ from .distributed.data_parallel import DataParallel, agreed, shards_differ
 from .distributed.sharded_params import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
-from .guards.verdict import Known, Needs, Verdict, known_of
+from .guards.verdict import Needs, Verdict, verdict_on
 
 
-def known_training(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], inputs: TrainInputs, later: Sequence[Any]
-) -> Known:
-    """What is known of a training; ``later``: the leaves of its batches but the first.
-
-    Of values alone nothing is, since they lose nothing.
-    """
-    if not (torch.is_grad_enabled() or under_transform()):
-        return Known()
-    first = inputs.batches[0] if isinstance(inputs.batches, (list, tuple)) else None
-    numbers = [x for x in later if not isinstance(x, Tensor)]
-    whole = isinstance(train_loss, DataParallel)
-    given = whole, len(inputs.batches) == 1, *inputs[:3], first, numbers
-    local = train_loss.loss if whole else train_loss
-    return known_of(local, None if _trusted(optimizer.update) else optimizer.update, given)
-
-
-def _trusted(update: Any) -> bool:
-    rule = entry_rule(update)
-    return rule is not None and rule.ours
-
-
-def problem_of(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], known: Known, sharded: bool = False, **options: Any
-) -> InnerProblem:
-    """``sharded``: whether params are DTensors; ``options``: more of the problem."""
+def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False) -> InnerProblem:
+    """``sharded``: whether params are DTensors."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     local = train_loss if processes is None else processes.loss
     if sharded:
@@ -64,29 +41,34 @@ def problem_of(
             raise shards_differ(f"{name}, unlike Unroll,")
 
     def guard(problem: InnerProblem, inputs: TrainInputs, needs: dict[str, bool]) -> InnerProblem:
-        return _guarded(problem, local, everywhere, inputs, known, Needs(**needs))
+        return _guarded(problem, local, everywhere, inputs, Needs(**needs))
 
     return InnerProblem(
         optimizer, everywhere(local), alone=not (processes or sharded), agreed=partial(agreed, train_loss),
-        refuse_shards=refuse_shards, guard=guard, **options,
+        refuse_shards=refuse_shards, guard=guard,
     )  # fmt: skip
 
 
 def _guarded(
     problem: InnerProblem, local: Callable[..., Tensor], everywhere: Callable[..., Any], inputs: TrainInputs,
-    known: Known, needs: Needs,
+    needs: Needs,
 ) -> InnerProblem:  # fmt: skip
+    update = problem.optimizer.update
+    rule = entry_rule(update)
+    trusted = rule is not None and rule.ours
     if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
         loss = GuardedLoss(local, Verdict(loss=True), needs._replace(closed=False))
         guards = Guards(problem, loss.verdict, lambda f: f, None, loss.during_gradient, list)
         return replace(problem, train_loss=everywhere(loss), guards=guards)
-    verdict = known.verdicts.setdefault(needs, Verdict())
-    if not (verdict.loss or needs.differentiates_whole_gradient) and len(inputs.batches) == 1:
-        # The first gradient is differentiated in params where these are asked for alone.
-        once = not requiring_grad(inputs.params)
-        needs = needs._replace(constant_gradient=needs.constant_gradient or once)
-    loss, update = GuardedLoss(local, verdict, needs), problem.optimizer.update
-    trusted = _trusted(update)
+    batches = inputs.batches
+    # The first gradient is differentiated in params where these are asked for alone.
+    once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
+    needs = needs._replace(constant_gradient=needs.constant_gradient or once)
+    first, numbers = None, []
+    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
+        first, numbers = batches[0], [x for b in batches[1:] for x in tree.leaves(b) if not isinstance(x, Tensor)]
+    verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers))
+    loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:
         return f if trusted and f is update else GuardedUpdate(f, verdict, needs)

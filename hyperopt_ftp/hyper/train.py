@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.autograd import forward_ad
 
 from .. import tree
 from ..calls import callers_level, check_flag, explained
@@ -29,7 +28,7 @@ from .core.torch_private import tracked, under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
 from .field import field
-from .guarded import known_training, problem_of
+from .guarded import problem_of
 from .guards.call_arguments import (
     check_arguments,
     check_batches,
@@ -171,27 +170,21 @@ def trained(
     if module is not None:
         (optimizer, train_loss, params, state), back = module.carrying(optimizer, train_loss, params, state)
         return back(trained(optimizer, train_loss, params, batches, full, state, strategy, before))
+    check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     own = tree.leaves(params)
     inputs = TrainInputs(beside(own, full), params, state, given)
-    for node in freed(own if state is None else own + tree.leaves(state)):
+    sharded = any(map(is_dtensor, own))
+    if sharded:
+        inputs = on_mesh(inputs, optimizer)
+    for node in freed(own + tree.leaves(state)):
         node.register_prehook(_refuse_again)
-    later = tree.leaves(given[1:]) if isinstance(given, list) and len(given) > 1 else []
-    known = known_training(optimizer, train_loss, inputs, later)
-    steps, settles, sharded = before + len(given), type(strategy) is Unroll, False
-    settled = settles and steps <= known.plain.get(strategy, 0) and forward_ad._current_level < 0
-    settled = settled and not check_leaves(later)
-    if not settled:
-        check_steps(train_loss, len(batches))
-        sharded = any(map(is_dtensor, own))
-        if sharded:
-            inputs = on_mesh(inputs, optimizer)
-        if check_leaves(own + tree.leaves((full, state, given))):
-            inputs, settles = without_inference(inputs), False
-        if under_transform() or before == 1:
-            _warn_of_float16(inputs)
-    settle = partial(known.plain.__setitem__, strategy, steps) if settles else _nothing
-    problem = problem_of(optimizer, train_loss, known, sharded, before=before, settled=settled, settle=settle)
+    if check_leaves(own + tree.leaves((full, state, given))):
+        inputs = without_inference(inputs)
+    if under_transform() or before == 1:
+        _warn_of_float16(inputs)
+    problem = problem_of(optimizer, train_loss, sharded)
+    problem = replace(problem, before=before) if before else problem
     try:
         run = trained_by(strategy, problem, inputs)
     except RuntimeError as error:
@@ -199,10 +192,6 @@ def trained(
         found = two_devices(error, params, batches=first, hparams=full, state=state)
         raise found from found.__cause__
     return refuse_other_processes(run, inputs) if sharded else run
-
-
-def _nothing() -> None:
-    pass
 
 
 def entries(batches: Any) -> Iterator[Any]:

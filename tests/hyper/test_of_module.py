@@ -16,8 +16,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import InnerProblem, Strategy
 from hyperopt_ftp.hyper.core.inputs import BufferedState
-
-from ..support.limits import no_graphs_are_small
+from hyperopt_ftp.hyper.unrolling import eager
 
 F64 = torch.float64
 OPT = hft.sgd(lr=0.1, momentum=0.9)
@@ -125,7 +124,7 @@ def test_what_is_not_differentiated_hands_buffers_on_too(strategy):
 
 
 def test_buffers_are_those_of_the_step_where_graphs_turn_out_to_be_too_large(monkeypatch):
-    no_graphs_are_small(monkeypatch)
+    monkeypatch.setattr(eager, "SMALL", 0)
     test_derivatives_and_buffers_are_those_of_a_loop_by_hand(hft.Unroll())
 
 

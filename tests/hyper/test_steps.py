@@ -14,7 +14,6 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Step
 from hyperopt_ftp.hyper.core.graph import nodes_below
-from hyperopt_ftp.hyper.guards import verdict
 from hyperopt_ftp.hyper.strategies import unroll
 
 from ..support.problems import batches, loss, start
@@ -201,7 +200,6 @@ def test_where_the_start_is_a_constant_nothing_is_kept_of_earlier_steps(strategy
 
 def test_graphs_are_kept_up_to_a_limit_for_all_steps(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(unroll, "are_small", lambda problem, made, params, count: count < 3)
-    verdict._known.cache_clear()  # with the limit of another test
     lr, hidden = one(0.1, requires_grad=True), []
     for step in hft.steps(SGD, loss, W, DATA, hparams={"lr": lr}):
         hidden.append(type(step.params["w"].grad_fn).__name__ == "TrainNodeBackward")

@@ -68,8 +68,6 @@ class InnerProblem:
         guard: gives the problem with guards, for such inputs and needs.
         guards: of loss and update; ``None``: nothing is looked at.
         before: number of steps that have been made before, whose graphs or points are kept too.
-        settled: whether a training like this one has been the plain loop, with a derivative.
-        settle: is called where it has been.
         again: calls a function, in a pullback with the random state in which training began.
     """
 
@@ -82,8 +80,6 @@ class InnerProblem:
     guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
     guards: Guards | None = None
     before: int = 0
-    settled: bool = False
-    settle: Callable[[], None] = lambda: None
     again: Callable[[Callable[[], Any]], Any] = lambda function: function()
 
     @property

@@ -22,7 +22,7 @@ from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
 from ..core.strategy import Strategy, check_strategy, few_steps, there_and_back
 from ..distributed.data_parallel import DataParallel
-from ..guarded import known_training, problem_of
+from ..guarded import problem_of
 from ..guards.call_arguments import check_batches, check_hparams
 from ..hypergradient import selected, without_start
 from ..strategies.unroll import Unroll
@@ -137,8 +137,7 @@ def estimate(
         given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
         own = beside(tree.leaves(given["params"]), without_start(given))
         inputs = TrainInputs(own, given["params"], first, given["batches"])
-        later = tree.leaves(inputs.batches[1:]) if isinstance(inputs.batches, list) else []
-        problem = problem_of(optimizer, local, known_training(optimizer, local, inputs, later))
+        problem = problem_of(optimizer, local)
         inputs = problem.begun(inputs)
         problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
         # Autograd's own thread for a device frees a graph at some time while the next one is made.

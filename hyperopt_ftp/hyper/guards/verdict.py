@@ -60,29 +60,15 @@ class Verdict:
     refusal: Exception | None = None
 
 
-@dataclass
-class Known:
-    """What is known of trainings by such code, with arguments of such kinds.
+def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Any) -> Verdict:
+    """The verdict on earlier calls of such functions, with such a tree of arguments.
 
-    Attributes:
-        verdicts: by what was asked.
-        plain: by strategy the largest number of steps, with those before, of a training that all checks have let pass,
-            and that was the plain loop.
-    """
-
-    verdicts: dict[Needs, Verdict] = field(default_factory=dict)
-    plain: dict[Hashable, int] = field(default_factory=dict)
-
-
-def known_of(loss: Callable[..., Any], update: Any, given: Any) -> Known:
-    """What is known from earlier calls of such functions, with such a tree of arguments.
-
-    Nothing where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
+    An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
     """
     others: list[Any] = []
     outline = _outline(given, others)
     key = surroundings(loss, update, *others)
-    return Known() if key is None else _known((*kinds_of_transforms(),), outline, key)
+    return Verdict() if key is None else _known(needs, (*kinds_of_transforms(),), outline, key)
 
 
 def _outline(x: Any, others: list[Any]) -> Hashable:
@@ -103,5 +89,5 @@ _UNSEEN = object()
 
 
 @lru_cache(maxsize=256)
-def _known(*key: Any) -> Known:
-    return Known()
+def _known(*key: Any) -> Verdict:
+    return Verdict()

@@ -158,8 +158,6 @@ class Unroll(Strategy):
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         first = self._first(inputs)
-        if problem.settled:
-            return self._plain(problem, inputs, first, derived=True)
         if under_transform() or self._may_keep_graphs(problem, inputs):
             return self._plain(problem, inputs, first)
         compile = self.compile and compilable(self.compile, problem, inputs.params)
@@ -200,7 +198,6 @@ class Unroll(Strategy):
             guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
             guards = guarded.guards
             decided = transform or not torch.is_grad_enabled() or guards is None
-            decided = decided or (problem.settled and guards is not None and not guards.verdict.has_hooks)
             # Where the loss is known, what is kept is decided before the first step.
             known = guards is not None and guards.verdict.loss
             start = None if decided or (derived and known and self.truncate is None) else Replay().now()
@@ -227,10 +224,7 @@ class Unroll(Strategy):
                 begun = (loop, start if loop.k > first else None) if loop.k else None
                 return self._by_points(problem, inputs, first, plan, begun, start)
             if derived:
-                found = loop.run().end()
-                if verdict.loss and not (verdict.makes_leaves or verdict.has_hooks or first):
-                    problem.settle()
-                return found
+                return loop.run().end()
         assert start is not None
         Replay().rewind(start)
         return self._plain(problem, inputs, first, derived=True)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.unrolling import eager
 
 from ...support.compare import same
 from ...support.hypergradients import (
@@ -33,7 +34,6 @@ from ...support.hypergradients import (
     outer,
     slope,
 )
-from ...support.limits import no_graphs_are_small
 from ...support.problems import central_differences, largest_difference, loop, loss, start
 
 TRANSFORMS = {
@@ -120,7 +120,7 @@ def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strat
 
 
 def test_a_write_is_refused_where_graphs_turn_out_to_be_too_large(monkeypatch):
-    no_graphs_are_small(monkeypatch)
+    monkeypatch.setattr(eager, "SMALL", 0)
     with pytest.raises(RuntimeError, match=r"writes in place .*checkpoint=False"):
         call(writing("batch norm")[0], hft.Unroll())
 

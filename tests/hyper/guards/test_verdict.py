@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.core.inputs import TrainInputs
-from hyperopt_ftp.hyper.guarded import known_training, problem_of
+from hyperopt_ftp.hyper.guarded import problem_of
 from hyperopt_ftp.hyper.guards import verdict
 from hyperopt_ftp.hyper.guards.messages import LOSS
 from hyperopt_ftp.hyper.guards.operations import watched_operations
@@ -104,7 +102,7 @@ def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
 
 def test_what_a_run_without_a_derivative_finds_stays_with_it():
     inputs = TrainInputs({}, torch.ones(2), None, [torch.ones(2)])
-    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum(), verdict.Known())
+    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum())
     with torch.no_grad():
         first, second = (problem.guarded(inputs, derived=False).guards for _ in range(2))
     assert first is not None
@@ -113,7 +111,7 @@ def test_what_a_run_without_a_derivative_finds_stays_with_it():
     assert not second.verdict.makes_leaves
 
 
-# -- a training like an earlier one: its arguments are not checked again ---------------------------------------------
+# -- what chooses a loss ----------------------------------------------------------------------------------------------
 
 
 HALF = torch.tensor(0.5, dtype=torch.float64)
@@ -139,122 +137,6 @@ def quartic(p: Any, x: Any) -> Tensor:
 
 def weights(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     return {"a": torch.linspace(-1, 1, 5, dtype=dtype), "b": torch.linspace(0, 1, 3, dtype=dtype)}
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The trainings whose arguments are checked."""
-    training = import_module("hyperopt_ftp.hyper.train")  # there is a function of that name
-    found, real = [], training.problem_of
-
-    def seen(*given, settled, **options):
-        found.extend([given] * (not settled))
-        return real(*given, settled=settled, **options)
-
-    monkeypatch.setattr(training, "problem_of", seen)
-    return found
-
-
-def test_arguments_are_checked_once(looks: list[Any]):
-    first = slope(weights())
-    assert len(looks) == 1
-    assert torch.equal(slope(weights()), first)
-    assert torch.equal(slope(weights(), loss=lambda p, x: quartic(p, x)), first)
-    assert len(looks) == 2  # of the other loss
-    assert torch.equal(slope(weights(), loss=lambda p, x: quartic(p, x)), first)
-    assert len(looks) == 3  # which another line makes
-    slope(weights(), [HALF] * 3)
-    for count in (3, 2):
-        slope(weights(), [HALF] * count)
-    assert len(looks) == 4  # of so many steps
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"params": weights(torch.float32)},
-        {"params": {name: w.requires_grad_() for name, w in weights().items()}},
-        {"params": {name: nn.Parameter(w) for name, w in weights().items()}},
-        {"batches": [HALF] * 3},
-        {"batches": [0.5, 0.25]},
-        {"strategy": hft.Unroll(checkpoint=1)},
-        {"strategy": hft.Unroll(truncate=1)},
-    ],
-    ids=lambda other: str(*other),
-)
-def test_arguments_of_another_kind_are_checked(other: dict[str, Any], looks: list[Any]):
-    slope(weights())
-    slope(weights())
-    slope(**{"params": weights(), **other})
-    assert len(looks) == 2
-
-
-def test_of_a_training_like_an_earlier_one_what_is_wrong_is_refused_as_before():
-    slope(weights())
-    with pytest.raises(ValueError, match="meta device"):
-        slope(weights() | {"b": torch.ones(3, dtype=torch.float64, device="meta")})
-    with pytest.raises(ValueError, match="dual_level"), torch.autograd.forward_ad.dual_level():
-        slope(weights())
-    with torch.inference_mode():
-        made = weights()
-    assert torch.equal(slope(made), slope(weights()))
-    mixed = {name: nn.Parameter(w, requires_grad=name == "a") for name, w in weights().items()}
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="params has 'b', a parameter with requires_grad=False"):
-            slope(mixed)
-
-
-def test_of_a_training_like_an_earlier_one_a_checkpoint_in_a_later_step_is_seen(looks: list[Any]):
-    def loss(p, x):
-        value = quartic(p, x)
-        return checkpoint(lambda v: v * v, value, use_reentrant=False) if x > 1 else value * value
-
-    few, more = ([torch.tensor(x, dtype=torch.float64) for x in xs] for xs in ((0.5, 0.25), (0.5, 1.5)))
-    slope(weights(), few, loss)
-    got = slope(weights(), more, loss)
-    assert len(looks) == 1
-    torch.testing.assert_close(got, slope(weights(), more, lambda p, x: quartic(p, x) ** 2), rtol=1e-12, atol=0)
-    slope(weights(), more, loss)
-    assert verdict._known.cache_info().currsize == 2
-
-
-@pytest.mark.filterwarnings("ignore:params require grad")
-def test_the_start_of_a_training_like_an_earlier_one_is_constant_where_it_was(looks: list[Any]):
-    lr, how = torch.tensor(0.1, dtype=torch.float64, requires_grad=True), hft.Unroll(truncate=2)
-    for _ in range(3):
-        start = {name: w.requires_grad_() for name, w in weights().items()}
-        run = hft.train(hft.sgd(lr=0.1), quartic, start, [HALF] * 2, hparams={"lr": lr}, strategy=how)
-        assert torch.autograd.grad(run.params["a"].sum(), [start["a"], lr], allow_unused=True)[0] is None
-    assert len(looks) == 1
-
-
-def test_an_attention_that_checkpoints_later_is_an_error_once(looks: list[Any]):
-    """The first such backward pass recomputes with other kernels; then it is known."""
-
-    def attention(p, x):
-        q = (x * p["a"])[None, None]
-        return nn.functional.scaled_dot_product_attention(q, q, q).square().sum()
-
-    def loss(p, x):
-        return checkpoint(attention, p, x, use_reentrant=False) if x.sum() > 100 else attention(p, x)
-
-    few = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    params, many = {"a": torch.full((5,), 1e-3, dtype=torch.float64)}, [few.abs() + 100] * 2
-    slope(params, [few] * 2, loss)
-    with pytest.raises(CheckpointError):
-        slope(params, many, loss)
-    torch.testing.assert_close(slope(params, many, loss), slope(params, many, attention), rtol=1e-12, atol=0)
-
-
-def test_later_batches_are_checked_each_time(looks: list[Any]):
-    slope(weights())
-    with torch.inference_mode():
-        made = HALF / 2
-    assert torch.equal(slope(weights(), [HALF, made]), slope(weights()))
-    with pytest.raises(ValueError, match="meta device"):
-        slope(weights(), [HALF, HALF.to("meta")])
-    with pytest.raises(ValueError, match="complex"):
-        slope(weights(), [HALF, HALF.to(torch.complex128).requires_grad_()])
 
 
 def reads(p: Any, x: Any) -> Tensor:
@@ -314,17 +196,18 @@ def test_of_slots_nothing_is_known():
         slope(weights(), loss=net)
 
 
-def test_a_hook_on_all_modules_is_seen(looks: list[Any]):
-    net = nn.Linear(5, 1)
+def test_under_a_hook_on_all_modules_nothing_is_known(keys: list[Any]):
+    net = nn.Linear(5, 1, dtype=torch.float64)
 
     def loss(p, x):
-        return net(p["a"].float()).sum().double() + quartic(p, x)
+        return net(p["a"]).sum() + quartic(p, x)
 
-    for _ in range(2):
-        slope(weights(), loss=loss)
+    slope(weights(), loss=loss)
+    assert keys
+    keys.clear()
     with nn.modules.module.register_module_forward_hook(lambda net, given, out: 2 * out):
         slope(weights(), loss=loss)
-    assert len(looks) == 2
+    assert not keys
 
 
 def test_the_names_of_a_batch_are_seen():
@@ -336,21 +219,13 @@ def test_the_names_of_a_batch_are_seen():
         slope(weights(), [{"y": HALF}] * 2, loss)
 
 
-def test_of_nested_tensors_nothing_is_known(looks: list[Any]):
+def test_of_nested_tensors_nothing_is_known(keys: list[Any]):
     def loss(p, x):
         return quartic(p, x.values().mean())
 
-    for _ in range(2):
-        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], dtype=torch.float64, layout=torch.jagged)
-        slope(weights(), [nested] * 2, loss)
-    assert len(looks) == 2
-
-
-def test_a_data_parallel_loss_is_another():
-    inputs = TrainInputs({}, weights(), None, [HALF])
-    given = [known_training(hft.sgd(), f, inputs, []) for f in (quartic, hft.data_parallel(quartic), quartic)]
-    assert given[0] is given[2]
-    assert given[0] is not given[1]
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], dtype=torch.float64, layout=torch.jagged)
+    slope(weights(), [nested] * 2, loss)
+    assert not keys
 
 
 # -- what a gradient is taken in -------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.guards import verdict
+from hyperopt_ftp.hyper.unrolling import eager
 
-from ...support.limits import no_graphs_are_small
 from ...support.problems import loop
 
 F64 = torch.float64
@@ -77,7 +77,7 @@ def test_attention_has_a_second_derivative(shape: tuple[int, ...]):
 
 def test_graphs_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch):
     """The node of a training whose steps are made again would lose the derivative in what is captured."""
-    no_graphs_are_small(monkeypatch)
+    monkeypatch.setattr(eager, "SMALL", 0)
     c = captured()
 
     def loss(p, x):

@@ -24,8 +24,6 @@ from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, points_of_every, tree_of
 from hyperopt_ftp.hyper.unrolling.points import Checkpoints
 
-from ...support.limits import no_graphs_are_small
-
 eager, plans = sys.modules[EagerSteps.__module__], sys.modules[every.__module__]
 F64 = torch.float64
 SGD = hft.sgd(lr=0.05, momentum=0.5)
@@ -138,7 +136,7 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
     plain, small, large = Counted(), Counted(), Counted()
     want = call(plain, 9, PLAIN)
     assert_equal(call(small, 9, hft.Unroll()), want)
-    no_graphs_are_small(monkeypatch)
+    monkeypatch.setattr(eager, "SMALL", 0)
     assert_equal(call(large, 9, hft.Unroll()), want)
     assert (plain.calls, small.calls, large.calls) == (18, 9, 18)
 
@@ -146,7 +144,7 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("over", ["lr", "params"])
 def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: pytest.MonkeyPatch, over: str):
     data, start, calls = [torch.full((3,), 1 + k / 10) for k in range(5)], torch.zeros(3, dtype=torch.bfloat16), []
-    no_graphs_are_small(monkeypatch)
+    monkeypatch.setattr(eager, "SMALL", 0)
     for strategy in (PLAIN, hft.Unroll()):
         loss = Counted(0.0)
         found = hft.hypergradient(SGD, loss, lambda p: p.float().square().sum(), start, data, over, strategy=strategy)
