@@ -120,6 +120,8 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
     if torch.is_inference_mode_enabled() or Replay().autocasts:
         raise RuntimeError(f"{name} needs gradients in full precision: leave torch.inference_mode() and autocast")
     check_leaves([*start, *tree.leaves(theta)])
+    if not (solve is None or callable(solve)):
+        raise TypeError(f"{name}: solve must be a function solve(x0, theta) -> x, got {shown(solve)}")
     if not isinstance(strategy, Implicit | None) or (strategy and strategy.batches > 1):
         raise TypeError(f"{name}: strategy must be hft.Implicit(...), with batches=1, got {shown(strategy)}")
     count = sum(x.numel() for x in start)

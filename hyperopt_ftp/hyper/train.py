@@ -125,8 +125,10 @@ def train(
     warn_of_constant_start(strategy, params, (full, batches))
     if progress:
         check_stepwise("progress=True", strategy)
-        from tqdm.auto import tqdm
-
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError("progress=True shows a bar by tqdm: pip install 'hyperopt-ftp[progress]'") from error
         each = walked(optimizer, loss, params, entries(batches), full, state, strategy)
         run = joined(tqdm(each, total=len(batches)))
     else:

@@ -185,6 +185,8 @@ def lacks(p, b):
 
 WRONG = {
     "another name": (lambda p, b: {"x": p["x"], "z": p["y"]}, "must have the structure of the parameters: .*'y'"),
+    "one too few": (lambda p, b: {"x": p["x"]}, "must have the structure of the parameters"),
+    "a list": (lambda p, b: [p["x"], p["y"]], "must have the structure of the parameters"),
     "another shape": (
         lambda p, b: {"x": p["x"][:2], "y": p["y"]},
         r"for 'x' a tensor of shape \(3,\) .*\[2\]",

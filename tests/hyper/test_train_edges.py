@@ -555,5 +555,5 @@ def test_a_bar_shows_the_steps_and_changes_nothing(capsys, monkeypatch):
     with pytest.raises(TypeError, match="progress must be True or False, got 'yes'"):
         hft.train(SGD, loss, W, DATA, progress="yes")
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(ImportError, match="tqdm"):
+    with pytest.raises(ImportError, match="progress=True shows a bar by tqdm.*pip install 'hyperopt-ftp.progress.'"):
         hft.train(SGD, lambda p, x: None, W, DATA, progress=True)

@@ -88,3 +88,10 @@ def first_state(**options):
 def own(value):
     """The optimizer's hparams beside those of the loss."""
     return {**SGD.hparams, "loss": value}
+
+
+def hidden(p, x):
+    return x @ p["w"] + p["b"]
+
+
+#: What is done with tensors that the loss has not made (``s``), its params and its outputs.

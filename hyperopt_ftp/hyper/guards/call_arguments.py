@@ -93,8 +93,6 @@ def check_protocol(optimizer: Optimizer) -> None:
 
 
 def check_batches(batches: Any) -> Any:
-    if type(batches) is list and batches:
-        return [*batches]
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
     tensors = isinstance(batches, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches)
@@ -114,7 +112,7 @@ def check_batches(batches: Any) -> Any:
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
         raise no_batches()
-    return [*batches] if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
+    return list(batches) if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
 
 
 def is_sequence(batches: Any) -> bool:

@@ -1,8 +1,7 @@
-"""What a training loss may do, and what is refused or warned of: writes, functions, numbers, leaves, frozen params."""
+"""What a training loss may do, and what is refused or warned of: functions, detached values, numbers, leaves."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import numpy as np
@@ -14,160 +13,30 @@ from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.unrolling import eager
 
 from ...support.compare import same
 from ...support.hypergradients import (
     DATA,
     EXACT,
     F64,
-    HELD_OUT,
-    HIDING,
     SGD,
     call,
     differences,
     every_exact,
     every_strategy,
     f64,
-    module_loss,
+    hidden,
     not_converged,
     outer,
     slope,
 )
-from ...support.problems import central_differences, largest_difference, loop, loss, start
+from ...support.problems import central_differences, loop, loss, start
 
 TRANSFORMS = {
     "grad": torch.func.grad,
     "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1],
 }
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-
-# -- writes into what the loss has not made ---------------------------------------------------------------------------
-
-
-def hidden(p, x):
-    return x @ p["w"] + p["b"]
-
-
-#: What is done with tensors that the loss has not made (``s``), its params and its outputs.
-WRITES = {
-    "batch norm": lambda s, p, y: F.batch_norm(y, s["mean"], s["var"], training=True),
-    "foreach": lambda s, p, y: torch._foreach_lerp_([s["mean"]], [y.detach().mean(0)], 0.1),
-    "instance norm": lambda s, p, y: F.instance_norm(y.unflatten(1, (2, 2)), s["mean"][:2], s["var"][:2]),
-    "an alias": lambda s, p, y: s["mean"].view(2, 2).lerp_(y.detach().mean(0).view(2, 2), 0.1),
-    "an item of a view": lambda s, p, y: s["mean"].__setitem__(1, 3.0),
-    "data": lambda s, p, y: s["mean"].data.add_(1.0),
-    "out=": lambda s, p, y: torch.add(s["mean"], 1.0, out=s["mean"]),
-    "from the second step": lambda s, p, y: s["mean"].add_(1.0) if s["calls"] else s["calls"].append(0),
-    "NumPy": lambda s, p, y: s["mean"].numpy().__iadd__(1.0),
-    "embedding": lambda s, p, y: F.embedding(torch.tensor([0, 2]), p["w"], max_norm=0.5),
-}
-#: Those that torch does not count, or into params: refused even where autograd owns the graph.
-NEVER = ("data", "NumPy", "embedding")
-REFUSED = r"writes in place .*eval\(\).*torch.func.replace_all_batch_norm_modules_\(net\)"
-
-
-def writing(how):
-    """A loss that does so, and the tensors that it holds."""
-    held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64), "calls": []}
-
-    def train_loss(p, x):
-        y = hidden(p, x)
-        WRITES[how](held, p, y)
-        return torch.tanh(y + held["mean"]).square().mean()
-
-    return train_loss, held
-
-
-@not_converged
-@pytest.mark.parametrize("how", [how for how in WRITES if how != "from the second step"])
-@pytest.mark.parametrize("strategy", [*HIDING.values(), hft.ZeroOrder(2, 1e-3)], ids=[*HIDING, "zero order"])
-def test_a_write_is_refused_where_steps_may_be_made_again(strategy, how):
-    if how == "NumPy" and isinstance(strategy, hft.ZeroOrder):
-        pytest.skip("vmap does not take it")
-    (train_loss, held), params = writing(how), start()
-    before = copy.deepcopy(held)
-    with pytest.raises(RuntimeError, match=REFUSED):
-        call(train_loss, strategy, params=params)
-    if how == "NumPy":  # seen once it is done
-        before["mean"] += 1.0
-    assert largest_difference((held["mean"], held["var"], params), (before["mean"], before["var"], start())) == 0
-
-
-@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt")], ids=repr)
-def test_a_write_that_begins_in_a_later_step_shows_where_the_step_is_made_again(strategy):
-    with pytest.raises(RuntimeError, match="the training loss of step . was .* when the step is computed again"):
-        call(writing("from the second step")[0], strategy)
-
-
-@pytest.mark.filterwarnings("ignore:train_loss detaches")  # as the statistics do that are read again
-@pytest.mark.parametrize("how", WRITES)
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Unroll(truncate=2)], ids=repr)
-def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strategy, how):
-    """The derivative is that of the loop by hand, and so is what was written; what torch does not count is refused."""
-    train_loss, held = writing(how)
-    if how in NEVER:
-        with pytest.raises(RuntimeError, match=REFUSED):
-            call(train_loss, strategy)
-        return
-    other, by_hand = writing(how)
-    lr = SGD.hparams["lr"].clone().requires_grad_()
-    params, _ = loop(SGD, other, start(), DATA, hparams={**SGD.hparams, "lr": lr}, last=strategy.truncate)
-    (want,) = torch.autograd.grad(outer(params), lr)
-    got = call(train_loss, strategy)[1]["lr"]
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
-    assert largest_difference((held["mean"], held["var"]), (by_hand["mean"], by_hand["var"])) == 0
-
-
-def test_a_write_is_refused_where_graphs_turn_out_to_be_too_large(monkeypatch):
-    monkeypatch.setattr(eager, "SMALL", 0)
-    with pytest.raises(RuntimeError, match=r"writes in place .*checkpoint=False"):
-        call(writing("batch norm")[0], hft.Unroll())
-
-
-#: What becomes of the loss in the third step; the number alone leaves the graph what it was.
-LATER = {
-    "another graph": lambda p, y, h: y + p["w"].mean() * h.item(),
-    "the same graph": lambda p, y, h: y * float(h),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once
-@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
-@pytest.mark.parametrize(
-    "strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr
-)
-def test_what_a_later_step_does_is_seen(later, strategy):
-    def train_loss(p, x, h):
-        y = hidden(p, x).square().mean() * h
-        return later(p, y, h) if x.mean() == 2 else y * 1.0
-
-    data = [torch.full((2, 3), x, dtype=F64) for x in (0.0, 1.0, 2.0, 1.0)]
-    with pytest.raises(RuntimeError, match="takes the number of an hparam"):
-        call(train_loss, strategy, "loss", {"loss": f64(0.5)}, lambda p: p["w"].sum(), data=data)
-
-
-@every_exact
-def test_writes_into_what_the_loss_made_itself(strategy):
-    def busy(p, x):
-        y = hidden(p, x)
-        y += 1.0
-        mean = torch.zeros(4, dtype=F64)
-        mean.view(2, 2).lerp_(y.mean(0).view(2, 2), 0.1)
-        y = F.batch_norm(y, torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), training=True)
-        rows = [torch.empty(4, dtype=F64) for _ in range(2)]
-        torch.mul(torch.ones(4, dtype=F64), x.mean(), out=rows[0])
-        rows[1][:] = x.mean()
-        return torch.tanh(F.elu(y, inplace=True) + mean + rows[0] + rows[1]).square().mean()
-
-    assert slope(busy, strategy).item() == pytest.approx(differences(busy), rel=1e-6)
-
-
-@every_exact
-def test_weight_norm_is_refused_whose_second_derivative_is_wrong_in_torch(strategy):
-    with pytest.raises(RuntimeError, match="whose second derivative is wrong in torch"):
-        call(lambda p, x: (x @ torch._weight_norm(p["w"], p["b"][None], 1)).square().mean(), strategy)
-
 
 # -- losses without a graph, and no gradients at all ------------------------------------------------------------------
 
@@ -496,6 +365,28 @@ def test_a_number_of_params_that_is_used_warns_once(uses):
     assert [w.filename for w in caught] == [__file__]
 
 
+#: What becomes of the loss in the third step; the number alone leaves the graph what it was.
+LATER = {
+    "another graph": lambda p, y, h: y + p["w"].mean() * h.item(),
+    "the same graph": lambda p, y, h: y * float(h),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+@pytest.mark.parametrize(
+    "strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr
+)
+def test_what_a_later_step_does_is_seen(later, strategy):
+    def train_loss(p, x, h):
+        y = hidden(p, x).square().mean() * h
+        return later(p, y, h) if x.mean() == 2 else y * 1.0
+
+    data = [torch.full((2, 3), x, dtype=F64) for x in (0.0, 1.0, 2.0, 1.0)]
+    with pytest.raises(RuntimeError, match="takes the number of an hparam"):
+        call(train_loss, strategy, "loss", {"loss": f64(0.5)}, lambda p: p["w"].sum(), data=data)
+
+
 # -- leaves of its own ------------------------------------------------------------------------------------------------
 
 
@@ -575,67 +466,3 @@ def test_random_numbers_are_drawn_once_where_the_loss_is_looked_at_again():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(train_loss, params=params, data=data, outer_loss=lambda p: p["0.bias"].sum())
-
-
-# -- frozen parameters of a module ------------------------------------------------------------------------------------
-
-
-def half_frozen():
-    """A network whose first layer is frozen."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    net[0].requires_grad_(False)
-    return net
-
-
-def in_rounds(opt, one, p):
-    return list(hft.bilevel(opt, hft.sgd(), "momentum", one, one, p, DATA, DATA, inner_steps=2, outer_steps=1))
-
-
-TRAININGS = {
-    "train": lambda opt, one, p: hft.train(opt, one, p, DATA),
-    "hypergradient": lambda opt, one, p: hft.hypergradient(opt, one, lambda p: one(p, HELD_OUT), p, DATA, "momentum"),
-    "bilevel": in_rounds,
-}
-PARAMS_MEANT = {
-    "those that are not frozen": lambda net: {n: p for n, p in net.named_parameters() if p.requires_grad},
-    "tensors": lambda net: {n: p.detach() for n, p in net.named_parameters()},
-    "the frozen ones as tensors": lambda net: {n: p if n[0] == "2" else p.detach() for n, p in net.named_parameters()},
-    "all of a frozen network": lambda net: dict(net.requires_grad_(False).named_parameters()),
-}
-FROZEN = r"params has '0.weight', a parameter with requires_grad=False.* if p.requires_grad}.*hft.partition with hft.fr"
-
-
-@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
-def test_frozen_parameters_are_not_trained_without_a_word(training):
-    net = half_frozen()
-    with pytest.warns(UserWarning, match=FROZEN) as seen:
-        training(SGD, module_loss(net), dict(net.named_parameters()))
-    first = training.__code__.co_firstlineno
-    assert [(w.filename, w.lineno - first in (0, 1)) for w in seen] == [(__file__, True)]
-    for meant in PARAMS_MEANT.values():
-        net = half_frozen()
-        training(SGD, module_loss(net), meant(net))  # a warning is an error here
-
-
-def test_they_are_seen_where_a_transform_differentiates_in_the_params():
-    net = half_frozen()
-    one = module_loss(net)
-
-    def value(x):
-        return hft.hypergradient(SGD, one, lambda p: one(p, x), dict(net.named_parameters()), DATA, "params")[0]
-
-    with pytest.warns(UserWarning, match="params has '0.weight'"):
-        torch.func.grad(value)(HELD_OUT)
-
-
-def test_of_a_partition_the_frozen_part_is_left_alone():
-    net = half_frozen()
-    parts = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0": "still", "2": "moves"})
-    params = dict(net.named_parameters())
-    for opt in (parts, hft.averaged(parts), hft.hyper(hft.clipped(parts, 1.0), by=hft.sgd(), over="moves.lr")):
-        run = hft.train(opt, module_loss(net), params, DATA)  # a warning is an error here
-        assert [n for n, p in params.items() if torch.equal(p, run.params[n])] == ["0.weight", "0.bias"]
-    other = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0.weight": "still", "*": "moves"})
-    with pytest.warns(UserWarning, match="params has '0.bias', a parameter with requires_grad=False"):
-        hft.train(other, module_loss(net), params, DATA)

@@ -1,0 +1,77 @@
+"""Parameters of a module that are frozen beside some that are not: a warning where they would be trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import hyperopt_ftp as hft
+
+from ...support.hypergradients import (
+    DATA,
+    HELD_OUT,
+    SGD,
+    module_loss,
+)
+
+
+def half_frozen():
+    """A network whose first layer is frozen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    net[0].requires_grad_(False)
+    return net
+
+
+def in_rounds(opt, one, p):
+    return list(hft.bilevel(opt, hft.sgd(), "momentum", one, one, p, DATA, DATA, inner_steps=2, outer_steps=1))
+
+
+TRAININGS = {
+    "train": lambda opt, one, p: hft.train(opt, one, p, DATA),
+    "hypergradient": lambda opt, one, p: hft.hypergradient(opt, one, lambda p: one(p, HELD_OUT), p, DATA, "momentum"),
+    "bilevel": in_rounds,
+}
+PARAMS_MEANT = {
+    "those that are not frozen": lambda net: {n: p for n, p in net.named_parameters() if p.requires_grad},
+    "tensors": lambda net: {n: p.detach() for n, p in net.named_parameters()},
+    "the frozen ones as tensors": lambda net: {n: p if n[0] == "2" else p.detach() for n, p in net.named_parameters()},
+    "all of a frozen network": lambda net: dict(net.requires_grad_(False).named_parameters()),
+}
+FROZEN = r"params has '0.weight', a parameter with requires_grad=False.* if p.requires_grad}.*hft.partition with hft.fr"
+
+
+@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
+def test_frozen_parameters_are_not_trained_without_a_word(training):
+    net = half_frozen()
+    with pytest.warns(UserWarning, match=FROZEN) as seen:
+        training(SGD, module_loss(net), dict(net.named_parameters()))
+    first = training.__code__.co_firstlineno
+    assert [(w.filename, w.lineno - first in (0, 1)) for w in seen] == [(__file__, True)]
+    for meant in PARAMS_MEANT.values():
+        net = half_frozen()
+        training(SGD, module_loss(net), meant(net))  # a warning is an error here
+
+
+def test_they_are_seen_where_a_transform_differentiates_in_the_params():
+    net = half_frozen()
+    one = module_loss(net)
+
+    def value(x):
+        return hft.hypergradient(SGD, one, lambda p: one(p, x), dict(net.named_parameters()), DATA, "params")[0]
+
+    with pytest.warns(UserWarning, match="params has '0.weight'"):
+        torch.func.grad(value)(HELD_OUT)
+
+
+def test_of_a_partition_the_frozen_part_is_left_alone():
+    net = half_frozen()
+    parts = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0": "still", "2": "moves"})
+    params = dict(net.named_parameters())
+    for opt in (parts, hft.averaged(parts), hft.hyper(hft.clipped(parts, 1.0), by=hft.sgd(), over="moves.lr")):
+        run = hft.train(opt, module_loss(net), params, DATA)  # a warning is an error here
+        assert [n for n, p in params.items() if torch.equal(p, run.params[n])] == ["0.weight", "0.bias"]
+    other = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0.weight": "still", "*": "moves"})
+    with pytest.warns(UserWarning, match="params has '0.bias', a parameter with requires_grad=False"):
+        hft.train(other, module_loss(net), params, DATA)
