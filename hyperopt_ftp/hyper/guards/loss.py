@@ -36,7 +36,8 @@ class GuardedLoss:
     """``train_loss(params, batch[, own])``, or an error where a derivative through it would be wrong.
 
     The first step of code that nobody has seen is looked at, operation by operation. Later steps are looked at for
-    numbers that are read of the loss's hparams, and, where a node hides the graph, for captured tensors.
+    numbers that are read of the loss's hparams, unless its code reads none, and, where a node hides the graph, for
+    captured tensors.
     """
 
     def __init__(self, unguarded: Callable[..., Tensor], verdict: Verdict, needs: Needs) -> None:
@@ -77,7 +78,7 @@ class GuardedLoss:
 
     def _watch_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, with reads of the numbers of its hparams refused."""
-        knobs = requiring_grad(own)
+        knobs = requiring_grad(own) if self.verdict.reads else []
         with read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext():
             return self._see_hooks(params, batch, *own)
 

@@ -67,8 +67,9 @@ def _of_tensor(x: Tensor) -> tuple[Any, ...]:
 def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     """What an object depends on; what it is itself is added to the key."""
     if kind is FunctionType:
-        key.append(x.__code__)
-        return _of_function(x)
+        package = _package(x.__globals__.get("__name__", ""))  # where it was written: wrappers have another's name
+        key.append((package, x.__code__))
+        return _of_function(x, package)
     if kind in (functools.partial, types.MethodType):
         key.append(kind)
         return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
@@ -79,7 +80,7 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         key.append((kind, len(x)))
         return [*x.keys(), *x.values()] if len(x) < _MOST else None
     if kind is types.BuiltinFunctionType:
-        key.append(x.__qualname__)
+        key.append((_package(x.__module__), x.__qualname__))
         return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
     if isinstance(x, (types.ModuleType, type)):
         key.append(x)
@@ -118,9 +119,7 @@ def _package(name: Any) -> str:
     return str(name).partition(".")[0]
 
 
-def _of_function(function: FunctionType) -> list[Any]:
-    # By where it was written: what wraps another function has the other's name.
-    package = _package(function.__globals__.get("__name__", ""))
+def _of_function(function: FunctionType, package: str) -> list[Any]:
     if package in _FIXED and not function.__closure__:
         return []
     parts: list[Any] = [function.__defaults__, function.__kwdefaults__, *vars(function).values()]

@@ -46,7 +46,7 @@ class GuardedUpdate:
         if self._looked[kind] < LOOKS and self._verdict.updates[kind] < LOOKS:
             return self._inspect(kind, grads, state, params, hparams)
         looks = self._needs.derived and kind != "transform"
-        knobs = requiring_grad(hparams) if looks else []
+        knobs = requiring_grad(hparams) if looks and self._verdict.reads else []
         outer = self._needs.closed and self._needs.inside_function
         with ExitStack() as stack:
             if outer:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ... import tree
 from ..core.torch_private import kinds_of_transforms
+from .readers import may_read
 from .surroundings import surroundings
 
 
@@ -49,6 +50,7 @@ class Verdict:
         bytes_made: of all tensors that the loss makes in a step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
+        reads: whether loss or update may take the number of a tensor in a later call, by their code.
         refusal: why no step may be made again, or be hidden in a node; ``None``: it may.
     """
 
@@ -57,6 +59,7 @@ class Verdict:
     bytes_made: int = 0
     has_hooks: bool = False
     makes_leaves: bool = False
+    reads: bool = True
     refusal: Exception | None = None
 
 
@@ -68,7 +71,7 @@ def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Any) 
     others: list[Any] = []
     outline = _outline(given, others)
     key = surroundings(loss, update, *others)
-    return Verdict() if key is None else _known(needs, (*kinds_of_transforms(),), outline, key)
+    return Verdict() if key is None else _known(key, needs, (*kinds_of_transforms(),), outline)
 
 
 def _outline(x: Any, others: list[Any]) -> Hashable:
@@ -89,5 +92,5 @@ _UNSEEN = object()
 
 
 @lru_cache(maxsize=256)
-def _known(*key: Any) -> Verdict:
-    return Verdict()
+def _known(surroundings: tuple[Hashable, ...], *others: Any) -> Verdict:
+    return Verdict(reads=may_read(surroundings))
