@@ -20,6 +20,7 @@ from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, shards_differ
 from .distributed.sharded_params import of_whole, on_shards
 from .guards.loss import GuardedLoss
+from .guards.operations import refuse_other_weights
 from .guards.update import GuardedUpdate
 from .guards.verdict import Needs, Verdict, verdict_on
 
@@ -58,7 +59,7 @@ def _guarded(
     trusted = rule is not None and rule.ours
     if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
         loss = GuardedLoss(local, Verdict(loss=True), needs._replace(closed=False))
-        guards = Guards(problem, loss.verdict, lambda f: f, None, loss.during_gradient, list)
+        guards = Guards(problem, loss.verdict, lambda f: f, None, refuse_other_weights, list)
         return replace(problem, train_loss=everywhere(loss), guards=guards)
     batches = inputs.batches
     # The first gradient is differentiated in params where these are asked for alone.
@@ -74,7 +75,7 @@ def _guarded(
         return f if trusted and f is update else GuardedUpdate(f, verdict, needs)
 
     guards = Guards(
-        problem, verdict, guarded_update, loss.before_step if needs.inside_function else None, loss.during_gradient,
+        problem, verdict, guarded_update, loss.before_step if needs.inside_function else None, refuse_other_weights,
         lambda: loss.leaves,
     )  # fmt: skip
     return replace(problem, train_loss=everywhere(loss), guards=guards)

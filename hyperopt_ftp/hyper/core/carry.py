@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from ...types import HParams, Optimizer, Params, State, UpdateFn
 #: Weights up to which they are carried as one vector: where there are more, an operation for each tensor costs little.
 MOST = 2**20
 _PLAIN = (Tensor, torch.nn.Parameter)
+_LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _WIDE = (torch.float32, torch.float64)
 
 Guard: TypeAlias = Callable[[Any], Any]
@@ -99,7 +101,7 @@ class Entrywise:
 
     def update(self, at: list[Tensor], grads: Sequence[Tensor], state: Any) -> Point:
         rule, (step, rows) = self._rule.rule, state
-        if any(g.layout is not torch.strided for g in grads):
+        if {*map(_LAYOUT, grads)} != _STRIDED:
             check_grads(self._rebuild(grads), self._rebuild(at))  # which says so
         if self._rule.maximize:
             grads = [-g for g in grads]

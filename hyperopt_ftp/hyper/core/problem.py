@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from .leaves import detached, is_float, requiring_grad
 from .second_order import twice_differentiable
 from .torch_private import differentiated, tracked, under_transform
 
+_REQUIRES_GRAD = attrgetter("requires_grad")
 _NOTHING = TrainInputs(False, False, False, False)
 
 
@@ -41,7 +44,8 @@ class Guards(NamedTuple):
         verdict: what they have found, :class:`~hyperopt_ftp.hyper.guards.verdict.Verdict`.
         update: gives an update with checks.
         before_step: is called with params, batch and hparams before each step.
-        during_gradient: a context for the backward pass of a gradient, made from the tensors that it is taken in.
+        during_gradient: a context for the backward pass of a gradient where the loss puts hooks on what it saves, made
+            from the tensors that the gradient is taken in.
         own_leaves: tensors that the last call of the loss has made require grad itself.
     """
 
@@ -156,9 +160,10 @@ class InnerProblem:
         return Gradient(loss if graph else loss.detach(), grads, at, rebuild)
 
     def gradient_of(self, loss: Tensor, at: list[Tensor], graph: bool) -> Sequence[Tensor]:
-        with self.guards.during_gradient(at) if self.guards else nullcontext():
+        hooked = self.guards and self.guards.verdict.has_hooks
+        with self.guards.during_gradient(at) if self.guards and hooked else nullcontext():
             grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
-        return filled(grads, at) if not self.alone or any(g is None for g in grads) else grads
+        return filled(grads, at) if not self.alone or NoneType in map(type, grads) else grads
 
 
 def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:
@@ -226,7 +231,7 @@ class PlainLoop:
 
     @property
     def has_graph(self) -> bool:
-        return any(x.requires_grad for x in self._at)
+        return any(map(_REQUIRES_GRAD, self._at))
 
     def end(self) -> TrainOutputs:
         losses = torch.stack(self.losses) if self.k > 1 else self.losses[0].reshape(1)
@@ -267,13 +272,14 @@ class PlainLoop:
         live = graph and self.has_graph
         if not live or self.k == 0 or not self._carry.apart:
             at = aliases(at, live)
-        verdict = self.problem.guards and self.problem.guards.verdict
-        known = verdict and verdict.loss and not verdict.makes_leaves
+        verdict = self.problem.guards.verdict if self.problem.guards else None
+        known = verdict is not None and verdict.loss and not verdict.makes_leaves
+        captures = verdict is None or verdict.captures or not known
         # Else the loss may let its batch require grad, which is not the caller's then.
         batch, alike = (batch, []) if known else _aliased(batch)
         loss = self._loss(at, batch)
         if graph and not live:
-            live = self._asked or self._depends(loss, at, alike)
+            live = self._asked or (self._depends(loss, at, alike) if captures else bool(requiring_grad(batch)))
         return at, self.problem.gradient_of(loss, at, live), loss
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:

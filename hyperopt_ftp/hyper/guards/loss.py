@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .call_arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
 from .messages import LOSS
-from .operations import refuse_other_weights, storage_of, watched_operations
+from .operations import storage_of, watched_operations
 from .verdict import Needs, Verdict
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
@@ -72,9 +72,6 @@ class GuardedLoss:
         if under_transform():
             with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
                 self._replay.run(self._replay.now(), lambda: loss_at(self.unguarded, params, batch, hparams))
-
-    def during_gradient(self, leaves: list[Tensor]) -> AbstractContextManager[Any]:
-        return refuse_other_weights(leaves) if self.verdict.has_hooks else nullcontext()
 
     def _watch_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, with reads of the numbers of its hparams refused."""

@@ -64,6 +64,15 @@ def _of_tensor(x: Tensor) -> tuple[Any, ...]:
     return type(x), x.requires_grad, is_wrapped(x), shape, x.item() if flag and not x.is_meta else None
 
 
+def requires_grad(key: tuple[Hashable, ...]) -> bool:
+    """Whether a tensor requires grad among those that a key knows."""
+    return any(isinstance(part, tuple) and part[1] is True and _is_tensor(part[0]) for part in key)
+
+
+def _is_tensor(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Tensor)
+
+
 def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     """What an object depends on; what it is itself is added to the key."""
     if kind is FunctionType:

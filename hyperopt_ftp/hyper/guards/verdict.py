@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import tree
 from ..core.torch_private import kinds_of_transforms
 from .readers import may_read
-from .surroundings import surroundings
+from .surroundings import requires_grad, surroundings
 
 
 class Needs(NamedTuple):
@@ -50,6 +50,7 @@ class Verdict:
         bytes_made: of all tensors that the loss makes in a step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
+        captures: whether they close over a tensor that requires grad, as far as is visible.
         reads: whether loss or update may take the number of a tensor in a later call, by their code.
         refusal: why no step may be made again, or be hidden in a node; ``None``: it may.
     """
@@ -59,6 +60,7 @@ class Verdict:
     bytes_made: int = 0
     has_hooks: bool = False
     makes_leaves: bool = False
+    captures: bool = True
     reads: bool = True
     refusal: Exception | None = None
 
@@ -93,4 +95,4 @@ _UNSEEN = object()
 
 @lru_cache(maxsize=256)
 def _known(surroundings: tuple[Hashable, ...], *others: Any) -> Verdict:
-    return Verdict(reads=may_read(surroundings))
+    return Verdict(captures=requires_grad(surroundings), reads=may_read(surroundings))

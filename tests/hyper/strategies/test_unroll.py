@@ -20,6 +20,7 @@ from hyperopt_ftp.hyper.unrolling import eager
 from ...support.problems import loop
 
 F64 = torch.float64
+ONES = torch.ones(3, dtype=F64)
 SGD = hft.sgd(lr=0.1, momentum=0.5)
 
 
@@ -97,14 +98,40 @@ def test_random_numbers_are_drawn_as_by_hand():
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
-def test_a_captured_tensor_that_only_a_later_loss_uses_counts():
+@pytest.mark.parametrize("known", [False, True])
+def test_a_captured_tensor_that_only_a_later_loss_uses_counts(known: bool):
     c, data = captured(), [(0.1, False), (0.2, False), (0.3, True), (0.4, True)]
 
     def loss(p, batch):
         x, uses = batch
         return ((p - x) ** 4).sum() * (c if uses else 1.0)
 
+    verdict._known.cache_clear()
+    if known:
+        slopes(loss, c, torch.ones(3, dtype=F64), data)
     got, want = slopes(loss, c, torch.ones(3, dtype=F64), data)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_batch_that_alone_requires_grad_counts(known: bool):
+    """The first one does not, and of the loss nothing else does."""
+
+    def loss(p, x):
+        return ((p - x) ** 4).sum()
+
+    def end(x):
+        return hft.train(hft.sgd(lr=0.1), loss, torch.ones(3, dtype=F64), [0.5 * ONES, x, 2 * ONES]).params
+
+    verdict._known.cache_clear()
+    if known:
+        end(ONES), end(ONES)
+    x = (1.5 * ONES).requires_grad_()
+    (got,) = torch.autograd.grad(end(x).sum(), x)
+    step, p = [0.5 * ONES, x, 2 * ONES], ONES
+    for batch in step:
+        p = p - 0.4 * (p - batch) ** 3
+    (want,) = torch.autograd.grad(p.sum(), x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
