@@ -198,6 +198,7 @@ class Unroll(Strategy):
             guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
             guards = guarded.guards
             decided = transform or not torch.is_grad_enabled() or guards is None
+            decided = decided or not (derived or guards.verdict.captures)
             # Where the loss is known, what is kept is decided before the first step.
             known = guards is not None and guards.verdict.loss
             start = None if decided or (derived and known and self.truncate is None) else Replay().now()
