@@ -25,8 +25,11 @@ from .guards.update import GuardedUpdate
 from .guards.verdict import Needs, Verdict, verdict_on
 
 
-def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False) -> InnerProblem:
-    """``sharded``: whether params are DTensors."""
+def problem_of(
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False, before: int = 0,
+    own_start: bool = False,
+) -> InnerProblem:  # fmt: skip
+    """``sharded``: whether params are DTensors; ``before``, ``own_start``: see :class:`InnerProblem`."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     local = train_loss if processes is None else processes.loss
     if sharded:
@@ -46,7 +49,7 @@ def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded:
 
     return InnerProblem(
         optimizer, everywhere(local), alone=not (processes or sharded), agreed=partial(agreed, train_loss),
-        refuse_shards=refuse_shards, guard=guard,
+        refuse_shards=refuse_shards, guard=guard, before=before, own_start=own_start,
     )  # fmt: skip
 
 

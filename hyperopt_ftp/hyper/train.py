@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -163,8 +162,9 @@ def trained(
     state: StateT | None,
     strategy: Strategy,
     before: int = 0,
+    own_start: bool = False,
 ) -> TrainOutputs[TreeT, StateT]:
-    """``before``: see :class:`InnerProblem`."""
+    """``before``, ``own_start``: see :class:`InnerProblem`."""
     if torch.is_inference_mode_enabled():  # which is left: nothing is differentiated there
         with torch.inference_mode(False), torch.no_grad():
             return trained(optimizer, train_loss, params, batches, full, state, strategy, before)
@@ -185,8 +185,7 @@ def trained(
         inputs = without_inference(inputs)
     if under_transform() or before == 1:
         _warn_of_float16(inputs)
-    problem = problem_of(optimizer, train_loss, sharded)
-    problem = replace(problem, before=before) if before else problem
+    problem = problem_of(optimizer, train_loss, sharded, before, own_start)
     try:
         run = trained_by(strategy, problem, inputs)
     except RuntimeError as error:

@@ -168,3 +168,18 @@ def test_inside_a_compiled_function():
 
     rate = torch.tensor(0.1, dtype=torch.float64)
     torch.testing.assert_close(torch.compile(tuned, backend="aot_eager")(rate), tuned(rate), rtol=1e-14, atol=0)
+
+
+def test_of_params_that_are_in_the_batch_or_stand_twice_each_place_has_its_own_derivative():
+    """With ``p1 = p - a x`` and the loss ``p1^3``; of tensors that are one."""
+    w, a = torch.tensor(2.0, dtype=F64), 0.1
+    over = ("params", "batches")
+    found = hft.hypergradient(hft.sgd(lr=a), lambda p, x: p * x, lambda p: p**3, w, [w], over)[1]
+    end = 2.0 - a * 2.0
+    torch.testing.assert_close(found["params"], torch.tensor(3 * end**2, dtype=F64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(found["batches"], [torch.tensor(-3 * a * end**2, dtype=F64)], rtol=1e-14, atol=0)
+    found = hft.hypergradient(
+        hft.sgd(lr=a), lambda p, x: p["a"] ** 2 * p["b"], lambda p: p["a"], {"a": w, "b": w}, [0.0], "params"
+    )[1]
+    want = {"a": 1 - 2 * a * w, "b": -2 * a * w}  # of p.a - 2 a p.a p.b
+    torch.testing.assert_close(found["params"], want, rtol=1e-14, atol=0)

@@ -72,6 +72,7 @@ class InnerProblem:
         guard: gives the problem with guards, for such inputs and needs.
         guards: of loss and update; ``None``: nothing is looked at.
         before: number of steps that have been made before, whose graphs or points are kept too.
+        own_start: whether nobody else holds the params where training starts, so that gradients may be taken in them.
         again: calls a function, in a pullback with the random state in which training began.
     """
 
@@ -84,6 +85,7 @@ class InnerProblem:
     guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
     guards: Guards | None = None
     before: int = 0
+    own_start: bool = False
     again: Callable[[Callable[[], Any]], Any] = lambda function: function()
 
     @property
@@ -270,7 +272,7 @@ class PlainLoop:
     def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
         at = self._at
         live = graph and self.has_graph
-        if not live or self.k == 0 or not self._carry.apart:
+        if not live or (self.k == 0 and not self.problem.own_start) or not self._carry.apart:
             at = aliases(at, live)
         verdict = self.problem.guards.verdict if self.problem.guards else None
         known = verdict is not None and verdict.loss and not verdict.makes_leaves

@@ -197,8 +197,8 @@ class Unroll(Strategy):
         with twice_differentiable() if derived or transform else nullcontext():
             guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
             guards = guarded.guards
-            decided = transform or not torch.is_grad_enabled() or guards is None
-            decided = decided or not (derived or guards.verdict.captures)
+            constant = guards is None or not (derived or guards.verdict.captures)
+            decided = transform or not torch.is_grad_enabled() or constant
             # Where the loss is known, what is kept is decided before the first step.
             known = guards is not None and guards.verdict.loss
             start = None if decided or (derived and known and self.truncate is None) else Replay().now()
