@@ -69,8 +69,9 @@ def _guarded(
     once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
     needs = needs._replace(constant_gradient=needs.constant_gradient or once)
     first, numbers = None, []
-    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
-        first, numbers = batches[0], [x for b in batches[1:] for x in tree.leaves(b) if not isinstance(x, Tensor)]
+    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers, flags or attributes of all
+        others = [x for b in batches[1:] for x in tree.leaves(b)]
+        first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
     verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers))
     loss = GuardedLoss(local, verdict, needs)
 

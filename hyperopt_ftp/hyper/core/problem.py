@@ -301,6 +301,7 @@ def _aliased(batch: Any) -> tuple[Any, list[Tensor]]:
     for i, x in enumerate(rows):
         if is_float(x) and not x.requires_grad:
             rows[i] = x.detach()
+            rows[i].__dict__.update(x.__dict__)  # attributes that it was given
             alike.append(rows[i])
     return rebuild(rows), alike
 

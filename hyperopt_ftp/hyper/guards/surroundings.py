@@ -30,9 +30,10 @@ _MOST = 5_000
 def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
     """A key that differs where functions may do other things; ``None`` if not all that they depend on is visible.
 
-    Of numbers and strings it has the value, of tensors their shapes and whether they require grad or are in a
-    transform, of modules the classes, the modes and the plain attributes, of functions the code, the defaults, and what
-    they close over or name as globals. It holds code and classes alone, no tensor and no module.
+    Of numbers and strings it has the value, of tensors their shapes, whether they require grad or are in a transform,
+    and the attributes that they were given, of modules the classes, the modes and the plain attributes, of functions
+    the code, the defaults, and what they close over or name as globals. It holds code and classes alone, no tensor and
+    no module.
     """
     key: list[Any] = []
     seen: dict[int, int] = {}  # how manieth each is
@@ -44,6 +45,7 @@ def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
             key.append((kind, x))
         elif isinstance(x, Tensor):
             key.append(_of_tensor(x))
+            stack += x.__dict__.values()
         elif id(x) in seen:
             key.append(seen[id(x)])
         else:

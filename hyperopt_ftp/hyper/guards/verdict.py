@@ -81,6 +81,8 @@ def _outline(x: Any, others: list[Any]) -> Hashable:
     if isinstance(x, Tensor):
         if x.is_nested:  # whose size no shape tells
             others.append(_UNSEEN)
+        elif x.__dict__:  # what it was given as attributes
+            others.append(x.__dict__)
         return type(x), x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
     children = tree.children(x)
     if children is None:

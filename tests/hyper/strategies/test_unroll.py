@@ -135,6 +135,24 @@ def test_a_batch_that_alone_requires_grad_counts(known: bool):
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("holder", ["closure", "first batch", "later batch"])
+def test_a_captured_tensor_that_is_an_attribute_of_another_counts(holder: str):
+    """Also where a loss is known: what hangs on a tensor may have a derivative where the tensor has none."""
+    c, mask, data = captured(), torch.ones(3, dtype=F64), [0.1 * ONES, 0.2 * ONES, 0.3 * ONES]
+
+    def loss(p, x):
+        scale = getattr(mask if holder == "closure" else x, "scale", 1.0)
+        return ((p - x) ** 4).sum() * scale
+
+    verdict._known.cache_clear()
+    for _ in range(2):
+        hft.train(SGD, loss, 2 * ONES, data)
+    {"closure": mask, "first batch": data[0], "later batch": data[2]}[holder].scale = c
+    for _ in range(2):
+        got, want = slopes(loss, c, 2 * ONES, data)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("call", ["first", "second"])
 def test_a_training_inside_a_checkpoint(call: str):
     def loss(p, x):
