@@ -68,11 +68,11 @@ def _guarded(
     # The first gradient is differentiated in params where these are asked for alone.
     once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
     needs = needs._replace(constant_gradient=needs.constant_gradient or once)
-    first, numbers = None, []
-    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers, flags or attributes of all
+    first, numbers, seen = None, [], isinstance(batches, (list, tuple))
+    if seen:  # shapes of the first; and numbers, flags or attributes of all
         others = [x for b in batches[1:] for x in tree.leaves(b)]
         first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
-    verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers))
+    verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers), seen)
     loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:

@@ -50,7 +50,7 @@ class Verdict:
         bytes_made: of all tensors that the loss makes in a step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
-        captures: whether they close over a tensor that requires grad, as far as is visible.
+        captures: whether they may see a tensor that requires grad and is not one of their arguments' leaves.
         reads: whether loss or update may take the number of a tensor in a later call, by their code.
         refusal: why no step may be made again, or be hidden in a node; ``None``: it may.
     """
@@ -65,15 +65,19 @@ class Verdict:
     refusal: Exception | None = None
 
 
-def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Any) -> Verdict:
+def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Any, seen: bool) -> Verdict:
     """The verdict on earlier calls of such functions, with such a tree of arguments.
 
-    An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
+    An empty one where not all that they depend on is visible.
+
+    Args:
+        update: ``None`` if it is known to be right.
+        seen: whether ``given`` has all batches, of which one may hold any object.
     """
     others: list[Any] = []
     outline = _outline(given, others)
     key = surroundings(loss, update, *others)
-    return Verdict() if key is None else _known(key, needs, (*kinds_of_transforms(),), outline)
+    return Verdict() if key is None else _known(key, seen, needs, (*kinds_of_transforms(),), outline)
 
 
 def _outline(x: Any, others: list[Any]) -> Hashable:
@@ -96,5 +100,5 @@ _UNSEEN = object()
 
 
 @lru_cache(maxsize=256)
-def _known(surroundings: tuple[Hashable, ...], *others: Any) -> Verdict:
-    return Verdict(captures=requires_grad(surroundings), reads=may_read(surroundings))
+def _known(surroundings: tuple[Hashable, ...], seen: bool, *others: Any) -> Verdict:
+    return Verdict(captures=not seen or requires_grad(surroundings), reads=may_read(surroundings))

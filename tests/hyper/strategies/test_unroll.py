@@ -153,6 +153,48 @@ def test_a_captured_tensor_that_is_an_attribute_of_another_counts(holder: str):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
+class Noted:
+    """Data with a tensor that no walk of trees finds."""
+
+    def __init__(self, x: Tensor, scale: Any) -> None:
+        self.x, self.scale = x, scale
+
+
+class Sequence:
+    """Of somebody's own, which is read entry by entry."""
+
+    def __init__(self, entries: list[Any]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, k: int) -> Any:
+        return self._entries[k]
+
+
+@pytest.mark.parametrize("sequence", [list, Sequence])
+def test_a_captured_tensor_inside_an_object_counts(sequence: Any):
+    c = captured()
+
+    def loss(p, batch):
+        return ((p - batch.x) ** 4).sum() * batch.scale
+
+    def slope(*scales: Any) -> Tensor:
+        data = sequence([Noted(k * ONES / 10, scale) for k, scale in enumerate(scales)])
+        return hft.train(SGD, loss, 2 * ONES, data, strategy=hft.Unroll(checkpoint=False)).params.square().sum()
+
+    def by_hand(*scales: Any) -> Tensor:
+        data = [Noted(k * ONES / 10, scale) for k, scale in enumerate(scales)]
+        return loop(SGD, loss, 2 * ONES, data)[0].square().sum()
+
+    verdict._known.cache_clear()
+    for _ in range(2):
+        slope(1.0, 1.0, 1.0)
+        (got,), (want,) = (torch.autograd.grad(f(1.0, 1.0, c), c) for f in (slope, by_hand))
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("call", ["first", "second"])
 def test_a_training_inside_a_checkpoint(call: str):
     def loss(p, x):
