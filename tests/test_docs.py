@@ -248,6 +248,18 @@ def test_every_number_with_an_interval_is_in_the_report_beside_it():
     assert checked >= 40
 
 
+def test_every_page_says_for_whom_it_is_shows_what_to_run_and_leads_on():
+    """But for the landing page, which is for two, and lists of what was."""
+    found = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    lists = {"index.md", "CHANGELOG.md", "docs/studies/README.md"}
+    pages = {name: (ROOT / name).read_text() for name in found if name not in lists}
+    assert len(pages) > 45
+    for name, text in pages.items():
+        assert re.match(r"# .*\n\nFor ", text), name
+        assert "\n```" in text.partition("\n## ")[0] or len(text.partition("```")[0].split()) < 200, name
+        assert text.rstrip().splitlines()[-1].startswith("Next: "), name
+
+
 VAGUE = "surely|levels?|good rates?|anchor knows|probably|clearly"
 
 
