@@ -10,8 +10,8 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.treeprocessors import Treeprocessor
 
-#: Characters of a cell, from the third column on, that are too many for the room beside the first column.
-LONG = 40
+#: Characters of a cell that are too many for the room beside the first column.
+LONG = 60
 
 
 class MarkTables(Treeprocessor):
@@ -24,7 +24,8 @@ class MarkTables(Treeprocessor):
             rows = [row.findall("td") for row in table.iter("tr")]  # of the head: none
             for cell, name in (pair for row in rows for pair in list(zip(row, names, strict=False))[1:] if pair[1]):
                 cell.set("data-column", name)
-            if any(len("".join(cell.itertext())) > LONG for row in rows for cell in row[2:]):
+            words = (cell for row in rows for cell in row[1:] if cell.get("style") is None)  # numbers are aligned
+            if any(len("".join(cell.itertext())) > LONG for cell in words):
                 table.set("data-sentences", "")
 
 
