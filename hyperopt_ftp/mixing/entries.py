@@ -63,7 +63,7 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
             )
         if w.is_floating_point() and w0.is_floating_point():
             found.append(name)
-    if found and all(_same_memory(weights[name], anchor[name]) for name in found):
+    if found and not torch.compiler.is_compiling() and all(_same_memory(weights[name], anchor[name]) for name in found):
         raise ValueError(
             f"weights and anchor are the same tensors ({found[0]!r} and all others), so nothing would be mixed: "
             "state_dict() has the model's own weights, which training changes; before training copy them: "
@@ -73,7 +73,9 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:
-    return x is y or (not (is_wrapped(x) or is_wrapped(y)) and x.numel() > 0 and x.data_ptr() == y.data_ptr())
+    # Tensors of other types, as DTensors, and those under a transform may have no address.
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and not is_wrapped(t) for t in (x, y))
+    return x is y or (plain and 0 != x.data_ptr() == y.data_ptr())
 
 
 def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
