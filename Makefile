@@ -125,9 +125,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'hyperopt_ftp needs Python 3.10 or newer')"
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp for each extra, renewed when the requirements change.
+# One stamp for each extra, renewed when the requirements change. A plain install (README's) keeps compiled steps in its
+# folder; pip leaves them there when it makes the install editable, and a folder without the package would hide it.
 $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	rm -rf $(VENV)/lib/python*/site-packages/hyperopt_ftp
 	touch $@
 
 clean:

@@ -26,6 +26,8 @@ INSIDE = tuple(f"{path.resolve()}{os.sep}" for path in (Path(__file__).parent, P
 #: Arguments by the names that other libraries and the code of FTP's authors give them.
 ELSEWHERE = {
     "wd": "weight_decay", "b1": "betas", "b2": "betas", "k": "kappa", "pre": "anchor",
+    "T_max": "steps", "total_iters": "steps", "eta_min": "floor", "gamma": "decay", "milestones": "at",
+    "start_factor": "start", "end_factor": "end", "pct_start": "share",
 }  # fmt: skip
 
 

@@ -15,6 +15,11 @@ from .watch import HELD, Measured, measure, of_package
 #: Share of clipped rows up to which a ball hardly binds.
 FREE = 0.1
 
+NO_STEP = (
+    "no layer with a radius has made a step: there was none, or it found no gradients (is this the optimizer of the "
+    "model that backward() went through?)"
+)
+
 
 @explained()
 def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None = None) -> str:
@@ -54,7 +59,7 @@ def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None =
         "free": f"they go as without a ball; to hold them, lower {number}",
     }
     lines = [_line(case, names, measured, steps or {}, then[case]) for case, names in cases.items() if names]
-    return "\n".join(lines) or "no layer with a radius has made a step"
+    return "\n".join(lines) or NO_STEP
 
 
 def _case(layer: Mapping[str, float]) -> str:

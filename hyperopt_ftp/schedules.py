@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .calls import check_count, check_flag, shown
+from .calls import check_count, check_flag, explained, shown
 from .hparams import Domain, as_tensor, to_tensors
 from .types import Number
 
@@ -65,6 +65,7 @@ class Schedule(NamedTuple):
     steps: int | None
 
 
+@explained()
 def constant(factor: Number, steps: int | None = None) -> Schedule:
     """``factor`` at the first ``steps`` updates, then 1; :class:`torch.optim.lr_scheduler.ConstantLR`.
 
@@ -88,6 +89,7 @@ def constant(factor: Number, steps: int | None = None) -> Schedule:
     return _schedule(rule, steps, factor=factor)
 
 
+@explained()
 def linear(start: Number, end: Number, steps: int) -> Schedule:
     """``start + (end - start) * min(t / steps, 1)``; :class:`torch.optim.lr_scheduler.LinearLR`.
 
@@ -111,6 +113,7 @@ def linear(start: Number, end: Number, steps: int) -> Schedule:
     return _schedule(rule, steps, start=start, end=end)
 
 
+@explained()
 def polynomial(steps: int, power: Number = 1.0) -> Schedule:
     """``(1 - t / steps) ** power``, and 0 from ``steps`` on; :class:`torch.optim.lr_scheduler.PolynomialLR`.
 
@@ -136,6 +139,7 @@ def polynomial(steps: int, power: Number = 1.0) -> Schedule:
     return _schedule(rule, steps, power=power)
 
 
+@explained()
 def exponential(decay: Number) -> Schedule:
     """``decay ** t``, without an end; :class:`torch.optim.lr_scheduler.ExponentialLR`.
 
@@ -153,6 +157,7 @@ def exponential(decay: Number) -> Schedule:
     return _schedule(lambda t, h: h["decay"] ** t, None, decay=decay)
 
 
+@explained()
 def cosine(steps: int, floor: Number = 0.0) -> Schedule:
     """``floor + (1 - floor) * (1 + cos(pi * min(t / steps, 1))) / 2``, from 1 down to ``floor`` (arXiv 1608.03983).
 
@@ -176,6 +181,7 @@ def cosine(steps: int, floor: Number = 0.0) -> Schedule:
     return _schedule(lambda t, h: _curved(1.0, h["floor"], _progress(t, 0, steps)), steps, floor=floor)
 
 
+@explained()
 def one_cycle(
     steps: int,
     share: Number = 0.3,
@@ -226,6 +232,7 @@ def one_cycle(
     return _schedule(rule, steps, share=share, start=start, floor=floor)
 
 
+@explained()
 def piecewise(at: Sequence[int], factors: Sequence[Number]) -> Schedule:
     """1 at first, and ``factors[i]`` from the count ``at[i]`` on.
 
@@ -256,6 +263,7 @@ def piecewise(at: Sequence[int], factors: Sequence[Number]) -> Schedule:
     return _schedule(rule, at[-1], factors=factors)
 
 
+@explained()
 def warm_up(then: Schedule, share: Number = 0.1, start: Number = 0.0, steps: int | None = None) -> Schedule:
     """Rise linearly from ``start`` to 1, then follow another schedule.
 
@@ -310,6 +318,7 @@ def warm_up(then: Schedule, share: Number = 0.1, start: Number = 0.0, steps: int
     )
 
 
+@explained()
 def joined(schedules: Sequence[Schedule], at: Sequence[int]) -> Schedule:
     """One schedule after the other, each from its own beginning; :class:`torch.optim.lr_scheduler.SequentialLR`.
 

@@ -248,6 +248,18 @@ def test_every_number_with_an_interval_is_in_the_report_beside_it():
     assert checked >= 40
 
 
+def test_every_page_says_for_whom_it_is_shows_what_to_run_and_leads_on():
+    """But for the landing page, which is for two, and lists of what was."""
+    found = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    lists = {"index.md", "CHANGELOG.md", "docs/studies/README.md"}
+    pages = {name: (ROOT / name).read_text() for name in found if name not in lists}
+    assert len(pages) > 45
+    for name, text in pages.items():
+        assert re.match(r"# .*\n\nFor ", text), name
+        assert "\n```" in text.partition("\n## ")[0] or len(text.partition("```")[0].split()) < 200, name
+        assert text.rstrip().splitlines()[-1].startswith("Next: "), name
+
+
 VAGUE = "surely|levels?|good rates?|anchor knows|probably|clearly"
 
 
@@ -474,7 +486,7 @@ def one_line(text: str) -> str:
 
 def test_counts_of_what_is_tested_are_those_of_the_tables():
     bases = (ROOT / "docs" / "reference" / "bases.md").read_text()
-    held = sum(map(int, re.findall(r"^Held \((\d+)\)", bases, flags=re.M)))
+    held = sum(map(int, re.findall(r"^Works \((\d+)\)", bases, flags=re.M)))
     contract = f"each put through {len(CHECKS)} checks"
     kills = re.findall(r"KILLS=(\d+)", (ROOT / "Makefile").read_text())[0]
     parts = re.findall(r"^PARTS = ({.*})$", (ROOT / "tests" / "mutants" / "__main__.py").read_text(), flags=re.M)[0]

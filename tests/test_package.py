@@ -146,3 +146,16 @@ def test_the_readme_of_an_index_has_whole_addresses_and_installs_from_there():
     assert readme.absolute(code, *bases) == moved
     with pytest.raises(SystemExit, match="give two addresses that begin with https://: .* got"):
         readme.main(["https://a", "http://b"])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_an_editable_install_is_not_hidden_by_what_a_plain_one_has_compiled(tmp_path):
+    python, left = tmp_path / ".venv/bin/python", tmp_path / ".venv/lib/python3.11/site-packages/hyperopt_ftp"
+    (left / "kernels" / "__pycache__").mkdir(parents=True)
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")  # installs nothing
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(["make", "--silent", ".venv/.demo"], cwd=tmp_path, check=True)
+    assert not left.exists()

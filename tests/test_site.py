@@ -77,6 +77,8 @@ LOOK = """async ([wide, scheme]) => {
         }
         return false
     }
+    for (const table of document.querySelectorAll("table[data-sentences]"))
+        if (!wide && inside(table.closest(".md-typeset__scrollwrap"))) problems.push("sentences that scroll")
     const begin = element => element.textContent.trim().slice(0, 40) || element.getAttribute("src")
     for (const element of document.querySelectorAll("pre, pre > code, table, img")) {
         if (!element.checkVisibility()) continue
@@ -224,6 +226,7 @@ def test_an_address_ends_with_a_slash():
 
 def test_every_page_opens_without_an_error(built, page):
     assert 'id="you-fine-tune-a-pre-trained-model"' in (built[0] / "index.html").read_text(encoding="utf-8")  # landing
+    assert "<table data-sentences" in (built[0] / "docs" / "reference" / "errors.html").read_text(encoding="utf-8")
     problems, figures = look(page, built[0])
     assert problems == []
     assert figures >= len(list((ROOT / "docs").rglob("*.png")))  # each is shown

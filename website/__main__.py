@@ -41,6 +41,7 @@ LANDING = Path("docs", "index.md")
 REPORTS = "docs/studies/*/report.md"  # not in the navigation
 UNSEARCHED = (REPORTS, "experiments/*/README.md", "CHANGELOG.md")  # they would come before the pages that explain
 NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
+ALONE = NO_SEARCH.replace("---\n", "---\nhide: [navigation]\n", 1)  # the room of a menu that would be empty
 BACK = "\n\nNext: [all studies](../README.md), [what they say](../../results.md).\n"
 TARGET = re.compile(r"(?<=\]\()(?!https?:|#)[^)\s]+")
 VERSION = re.compile(r'^version = "(.+)"$', flags=re.M)
@@ -57,7 +58,8 @@ def lay_out(pages: Path) -> None:
     for report in pages.glob(REPORTS):
         report.write_text(report.read_text(encoding="utf-8").rstrip() + BACK, encoding="utf-8")
     for page in (page for pattern in UNSEARCHED for page in pages.glob(pattern)):
-        page.write_text(NO_SEARCH + page.read_text(encoding="utf-8"), encoding="utf-8")
+        head = ALONE if page.match(REPORTS) else NO_SEARCH
+        page.write_text(head + page.read_text(encoding="utf-8"), encoding="utf-8")
     landing = (pages / LANDING).read_text(encoding="utf-8")
     (pages / LANDING).unlink()
     from_top = TARGET.sub(lambda link: normpath((LANDING.parent / link[0]).as_posix()), landing)

@@ -59,10 +59,10 @@ FULL = (
     *(
         Job(f"sensitivity-{name}", about, _RATES, ("--anchor", name.partition("-")[0], *options))
         for name, about, *options in (
-            ("styles", "AdamW, FTP and others over the learning rate: emoji, from an anchor that knows them",
+            ("styles", "AdamW, FTP and others over the learning rate: emoji, from a model trained on them",
              *FLUENT, *CORE, "--wider", *BESIDE),
             ("imagenet", "the same from ImageNet's weights", *FLUENT, "--wider", "adamw", "3.5e-4", "adamw", "1.1e-3"),
-            ("topics", "the same on tweets, from an anchor that knows them", *AIRLINES, *CORE,
+            ("topics", "the same on tweets, from a model trained on them", *AIRLINES, *CORE,
              "--wider", "ftp", "6e-5", "ftp", "6e-2", "adamw", "3.5e-5", "adamw", "1.1e-4"),
             ("minilm", "the same from MiniLM as it comes", *AIRLINES, *FEW, "--wider", "linear", "6e-2", *BESIDE),
             ("cells", "the same on photographs of solar cells, from ImageNet's weights",
@@ -80,9 +80,9 @@ FULL = (
     *(
         Job(f"radius-{name}", about, f"{_RATES}.radius", ("--anchor", name.partition("-")[0], *options))
         for name, about, *options in (
-            ("styles", "FTP by the rate of its radii: emoji, from an anchor that knows them", *FLUENT, *TENTH),
+            ("styles", "FTP by the rate of its radii: emoji, from a model trained on them", *FLUENT, *TENTH),
             ("imagenet", "the same from ImageNet's weights", *FLUENT),
-            ("topics", "the same on tweets, from an anchor that knows them", *AIRLINES, *TENTH),
+            ("topics", "the same on tweets, from a model trained on them", *AIRLINES, *TENTH),
             ("minilm", "the same from MiniLM as it comes", *AIRLINES),
             ("cells", "the same on photographs of solar cells, from ImageNet's weights"),
             ("cells-poly", "the same the other way round", "--domain", "poly", *TENTH),
@@ -96,9 +96,9 @@ FULL = (
         Job(f"free-{name}", f"optimizers without a learning rate: {about}", f"{_RATES}.free",
             ("--anchor", name.partition("-")[0], *options))
         for name, about, *options in (
-            ("styles", "emoji, from an anchor that knows them", *FLUENT, *ONE_SPLIT),
+            ("styles", "emoji, from a model trained on them", *FLUENT, *ONE_SPLIT),
             ("imagenet", "emoji, from ImageNet's weights", *FLUENT, *ONE_SPLIT),
-            ("topics", "tweets, from an anchor that knows them", *AIRLINES, *ONE_SPLIT),
+            ("topics", "tweets, from a model trained on them", *AIRLINES, *ONE_SPLIT),
             ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *ONE_SPLIT),
             ("cells", "solar cells, from ImageNet's weights", *PRODIGY),
             ("cells-poly", "the same the other way round", "--domain", "poly", *PRODIGY),

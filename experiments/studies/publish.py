@@ -41,8 +41,8 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     lines = [
         "# Studies",
         "",
-        "Reports, figures and numbers as the runs left them. All of them again: `make study` (resumable); a quick "
-        "look: `make study-fast`.",
+        "For those who check or repeat a study. Reports, figures and numbers are as the runs left them. All of them "
+        "again: `make study` (resumable); a quick look: `make study-fast`.",
         "",
         "| Study | What | Command | Commit | Minutes |",
         "|---|---|---|---|--:|",

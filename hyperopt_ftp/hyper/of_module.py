@@ -215,7 +215,10 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
     """Put what was trained into a module, in place: params and buffers of a run, or tensors by name, tied ones by any.
 
     Raises:
+        TypeError: no module, no run.
         ValueError: names that the module lacks, or tensors of another shape; nothing is changed then.
+
+    Call ``backward()`` first if the run began at the module's own parameters: its graph may need their values.
 
     >>> import torch, hyperopt_ftp as hft
     >>> net = torch.nn.Linear(2, 1)
@@ -224,6 +227,9 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
     >>> bool(net(torch.ones(1, 2)).abs() < 1e-3)
     True
     """
+    if not isinstance(net, nn.Module) or not isinstance(run, (TrainOutputs, Mapping)):
+        got = f"{type(net).__name__} and {type(run).__name__}"
+        raise TypeError(f"load takes a module, then a run or tensors by name, got {got}")
     given = {**tree.by_path(run.params), **run.buffers} if isinstance(run, TrainOutputs) else dict(run)
     own = _tensors_of(net)
     _check_names("run", given, own)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..hparams import is_wrapped
 from ..tree import working
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -43,7 +44,7 @@ def detached(weights: Weights) -> dict[str, Any]:
 
 
 def shared(weights: Weights, anchor: Weights) -> list[str]:
-    """Names of what is mixed: floating-point tensors in both."""
+    """Names of what is mixed: floating-point tensors in both, which are not all the same ones."""
     for given in (weights, anchor):
         if not isinstance(given, Mapping):
             raise TypeError(f"weights and anchor must be dicts of tensors by name, got {type(given).__name__}")
@@ -62,7 +63,19 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
             )
         if w.is_floating_point() and w0.is_floating_point():
             found.append(name)
+    if found and not torch.compiler.is_compiling() and all(_same_memory(weights[name], anchor[name]) for name in found):
+        raise ValueError(
+            f"weights and anchor are the same tensors ({found[0]!r} and all others), so nothing would be mixed: "
+            "state_dict() has the model's own weights, which training changes; before training copy them: "
+            "copy.deepcopy(model.state_dict())"
+        )
     return found
+
+
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    # Tensors of other types, as DTensors, and those under a transform may have no address.
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and not is_wrapped(t) for t in (x, y))
+    return x is y or (plain and 0 != x.data_ptr() == y.data_ptr())
 
 
 def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:

@@ -14,6 +14,9 @@ from ..devices import two_devices
 from ..hparams import is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
+#: What to give in place of a module, or of what it holds.
+OF_A_MODULE = "of a module give dict(net.named_parameters()), with a loss by hft.of_module(net, ...)"
+
 NO_PARAMS = (
     "a pure optimizer gets no params here, but in init(params) and update(grads, state, params); FTPAdamW and FTPSGD "
     "are classes like torch.optim's"
@@ -181,15 +184,13 @@ def check_params(params: Any) -> None:
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is None; leave it out")
         if not isinstance(leaf, Tensor):
             if not name:
-                raise TypeError(
-                    f"params must be a pytree of tensors, got a {type(leaf).__name__}; of a module give dict("
-                    "net.named_parameters()), with a loss by hft.of_module(net, ...)"
-                )
+                raise TypeError(f"params must be a pytree of tensors, got a {type(leaf).__name__}; {OF_A_MODULE}")
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is a {type(leaf).__name__}")
         if not leaf.is_floating_point():
-            hint = "; pass torch.view_as_real of it, and view_as_complex in the loss" if leaf.is_complex() else ""
+            hint = "pass torch.view_as_real of it, and view_as_complex in the loss"
+            hint = hint if leaf.is_complex() else f"{OF_A_MODULE}: a state_dict has buffers too"
             raise TypeError(
-                f"params must be floating-point (float16, bfloat16, float32, float64), but {name!r} is {leaf.dtype}"
+                f"params must be floating-point (float16, bfloat16, float32, float64), but {name!r} is {leaf.dtype}; "
                 + hint
             )
         if leaf.device.type == "meta" and not isinstance(leaf, FakeTensor):

@@ -48,7 +48,7 @@ def make_ready(opt: Optimizer, mover: Mover, state: dict[str, Any], saved: dict[
         saved: the checkpoint.
     """
     for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
-        _take_options(opt, mover, old, new)
+        _take_options(opt, mover, saved, old, new)
     _restore(mover, state, saved)
     hold = mover.hold
     for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
@@ -78,10 +78,12 @@ def warn_of_another_anchor(opt: Optimizer, mover: Mover, saved: Mapping[str, Any
         )
 
 
-def _take_options(opt: Optimizer, mover: Mover, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _take_options(
+    opt: Optimizer, mover: Mover, saved: dict[str, Any], old: dict[str, Any], new: dict[str, Any]
+) -> None:
     """Check a loaded group's options, and fill in those that are of this machine (``foreach``, ``fused``)."""
     numbers = {name for name, value in opt.defaults.items() if is_number(value)}
-    check_maker(new, maker(opt, mover), numbers - mover.hold.options.keys())
+    check_maker(saved, new, maker(opt, mover), numbers - mover.hold.options.keys())
     for key in (*opt.defaults, "constrained"):  # absent in a checkpoint of the plain base
         if key in old:
             new.setdefault(key, old[key])

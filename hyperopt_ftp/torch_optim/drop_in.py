@@ -59,8 +59,9 @@ class DropIn(torch.optim.Optimizer):
         if isinstance(mover, Given):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
-        if params is None or isinstance(params, torch.nn.Module):
-            given = "None" if params is None else f"a module, {type(params).__name__}"
+        if params is None or isinstance(params, (torch.nn.Module, Mapping)):
+            given = "None" if params is None else type(params).__name__
+            given = f"a module, {given}" if isinstance(params, torch.nn.Module) else given
             raise TypeError(f"the parameters to optimize are {given}: give model.named_parameters()")
         assert defaults is not None
         self._mover: Mover = mover

@@ -333,15 +333,25 @@ def check(name: str, found: Tried) -> None:
 def section(library: Library) -> str:
     found = {name: outcome(library, name) for name in classes(library)}
     held = [f"`{name}`" for name, what in found.items() if what == "held"]
-    lines = [f"## {library.package} {version(library.package)}", "", f"Held ({len(held)}): {', '.join(held)}.", ""]
+    lines = [f"## {library.package} {version(library.package)}", "", f"Works ({len(held)}): {', '.join(held)}.", ""]
     rest = [f"| `{name}` | {what} |" for name, what in found.items() if what != "held"]
-    return "\n".join([*lines, *(["| Not held | |", "|---|---|", *rest, ""] if rest else [])])
+    return "\n".join([*lines, *(["| Does not work | |", "|---|---|", *rest, ""] if rest else [])])
 
 
 TITLE = """# Optimizers of other packages as a base
 
 For those who ask whether their optimizer can be a base: `hft.FTP(base)` and the other classes around one take any that
-steps once for each gradient. Each one below was tried on a CPU. "Held" means:
+steps once for each gradient. Each one below was tried on a CPU.
+
+```python
+import torch
+import hyperopt_ftp as hft
+
+model = torch.nn.Linear(4, 2)
+opt = hft.FTP(torch.optim.RMSprop(model.named_parameters(), lr=1e-3))  # step opt, never its base
+```
+
+"Works" means:
 
 - After 20 steps, with a change of the learning rate on the way, all rows are within their radius.
 - A run that is saved at step 8 and loaded into a fresh one ends like the uninterrupted one, to the last bit. Four
@@ -354,12 +364,14 @@ steps once for each gradient. Each one below was tried on a CPU. "Held" means:
 
 A base saves and loads by its own `state_dict` and `load_state_dict`. If that format is not torch's, the checkpoint has
 it in the entry `base`. With a schedule-free base, call `opt.train()` and `opt.eval()` on the wrapper; the weights of
-`opt.eval()` are held.
+`opt.eval()` are those within the radius.
 
 An optimizer that evaluates the loss several times in a step (SAM, LBFGS) cannot be a base. SAM can wrap one of ours
 instead: `SAM(model.parameters(), base_optimizer=hft.FTPAdamW)`, tried with SAM, LookSAM, FriendlySAM and, with
 `decouple=False`, WSAM of pytorch_optimizer.
 """
 
+NEXT = "Next: [drop-in classes](classes.md), [integrations](../integrations.md#optimizers-of-other-packages).\n"
+
 if __name__ == "__main__":
-    DOCS.write_text("\n".join([TITLE, *map(section, LIBRARIES)]))
+    DOCS.write_text("\n".join([TITLE, *map(section, LIBRARIES), NEXT]))

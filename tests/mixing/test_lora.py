@@ -160,7 +160,8 @@ WRONG = {
         lambda w: hft.wise(w, adapter(1)), "LoRA's product of 'low.lora_A.* must be 0 in anchor; mix whole weights",
     ),
     "a product of model_stock's anchor": (
-        lambda w: hft.model_stock([w, adapter(2)], {n: w[n] for n in w if "lora_A" in n}), "must be 0 in anchor",
+        lambda w: hft.model_stock([w, adapter(2)], {n: w[n].clone() for n in w if "lora_A" in n}),
+        "must be 0 in anchor",
     ),
     "no adapters": (lambda w: hft.wise({"head": w["head.weight"]}, "zero"), "got 'zero' without any"),
     "one factor alone": (

@@ -77,7 +77,7 @@ OPTIMIZERS: list[Row] = [
     (lambda: hft.rprop(step_sizes=(-1, 50)), ValueError, r"step_sizes must lie in \[0, inf\], got -1"),
     (lambda: updated(hft.sgd(), M, {"v": M["w"]}), ValueError, "grads must have the structure of the parameters"),
     (lambda: updated(hft.sgd(), M, typo=1.0), ValueError, "hparams must be a dict with names among"),
-    (lambda: hft.sgd().init({"w": torch.zeros(2).int()}), TypeError, "floating-point .* but 'w' is torch.int32$"),
+    (lambda: hft.sgd().init({"w": torch.zeros(2).int()}), TypeError, "'w' is torch.int32; of a module give dict"),
     (lambda: hft.sgd().init({"w": torch.zeros(2) + 1j}), TypeError, "'w' is torch.complex64; pass torch.view_as_real"),
     (
         lambda: hft.sgd().update(torch.ones(2).to_sparse(), hft.sgd().init(torch.ones(2)), torch.ones(2)), TypeError,
@@ -257,6 +257,9 @@ SCHEDULES: list[Row] = [
     (lambda: hft.per_step(hft.adam(), betas=TABLE), ValueError, "'betas' holds 2 numbers: give as many tables"),
     (lambda: updated(hft.per_step(SGD, lr=TABLE), HALF, lr=0.1), ValueError, r"one number for 'lr', .*table of shape"),
     (lambda: schedules.cosine(0), ValueError, "steps must be a number of steps >= 1, got 0"),
+    (lambda: schedules.cosine(T_max=9), TypeError, "unexpected keyword argument 'T_max'; did you mean 'steps'[?]$"),
+    (lambda: schedules.linear(start_factor=0.1), TypeError, "argument 'start_factor'; did you mean 'start'[?]$"),
+    (lambda: schedules.piecewise(milestones=[3]), TypeError, "argument 'milestones'; did you mean 'at'[?]$"),
     (lambda: schedules.cosine(9, floor=-0.1), ValueError, r"floor must lie in \[0, inf\), got -0.1"),
     (lambda: schedules.warm_up(COSINE, 1.5), ValueError, r"share must lie in \[0, 1\], got 1.5"),
     (lambda: schedules.warm_up(schedules.exponential(0.9)), ValueError, "has no end; give steps"),
@@ -278,7 +281,7 @@ SCHEDULES: list[Row] = [
 
 
 LAYERS = ["stem.weight", "blocks.0.a.weight", "blocks.0.b.bias", "blocks.1.a.weight", "head.weight"]
-ONES = {name: torch.ones(2) for name in ("a", "b")}
+ONES, ANCHOR = ({name: number * torch.ones(2) for name in ("a", "b")} for number in (1, 2))
 NET = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
 
 
@@ -291,27 +294,37 @@ def by_depth(layers: Any, first: Any = 1.0, last: Any = 0.0) -> Any:
 
 
 MIXING: list[Row] = [
-    (lambda: hft.wise(ONES, ONES, strength=1.5), ValueError, r"strength must lie in \[0, 1\], got 1.5"),
-    (lambda: hft.wise(ONES, ONES, strength={"head": 0.5}), ValueError, r"strength has the names \['head'\]"),
+    (lambda: hft.wise(ONES, ANCHOR, strength=1.5), ValueError, r"strength must lie in \[0, 1\], got 1.5"),
+    (lambda: hft.wise(ONES, ANCHOR, strength={"head": 0.5}), ValueError, r"strength has the names \['head'\]"),
     (lambda: hft.wise(ONES, {**ONES, "head": HALF}), ValueError, r"anchor has entries \['head'\] that are not"),
     (lambda: hft.wise(ONES, {"a": torch.ones(3)}), ValueError, r"has shape \(3,\), its weights \(2,\)"),
     (lambda: hft.wise(NET, ONES), TypeError, "must be dicts of tensors by name, got Sequential"),  # pyright: ignore
-    (lambda: hft.learned_wise(ONES, ONES, loss, [], strength_lr=-1.0), ValueError, "strength_lr must lie in"),
-    (lambda: hft.learned_wise(ONES, ONES, loss, iter([])), ValueError, "batches is empty"),
-    (lambda: hft.learned_wise(ONES, ONES, loss, [], statistics="a"), TypeError, "a list of names, got the string"),
-    (lambda: hft.lines(ONES, ONES, ["a", "b"], alpha=-0.1), ValueError, "alpha must lie in"),
-    (lambda: hft.lines(ONES, ONES, ["a", "b"], beta=math.inf), ValueError, "beta must lie in"),
+    *(
+        (act, ValueError, r"are the same tensors \('w' and all others\), .*copy.deepcopy\(model.state_dict\(\)\)")
+        for act in (
+            lambda: hft.wise(VECTORS, {name: x.detach() for name, x in VECTORS.items()}),
+            lambda: hft.learned_wise(VECTORS, VECTORS, loss, DATA),
+            lambda: hft.lines(VECTORS, {"w": VECTORS["w"]}, ["w", "b"]),
+            lambda: hft.model_stock([VECTORS, VECTORS], VECTORS),
+            lambda: hft.mixout(VECTORS, VECTORS, p=0.5),
+        )
+    ),
+    (lambda: hft.learned_wise(ONES, ANCHOR, loss, [], strength_lr=-1.0), ValueError, "strength_lr must lie in"),
+    (lambda: hft.learned_wise(ONES, ANCHOR, loss, iter([])), ValueError, "batches is empty"),
+    (lambda: hft.learned_wise(ONES, ANCHOR, loss, [], statistics="a"), TypeError, "a list of names, got the string"),
+    (lambda: hft.lines(ONES, ANCHOR, ["a", "b"], alpha=-0.1), ValueError, "alpha must lie in"),
+    (lambda: hft.lines(ONES, ANCHOR, ["a", "b"], beta=math.inf), ValueError, "beta must lie in"),
     (lambda: hft.lines(ONES, {**ONES, "b": torch.ones(3)}, ["a", "b"]), ValueError, "leave out a head"),
-    (lambda: hft.model_stock(ONES, ONES), TypeError, "list of state_dicts, got dict"),  # pyright: ignore
-    (lambda: hft.model_stock([ONES], ONES), ValueError, "at least two, got 1"),
-    (lambda: hft.model_stock([ONES, {**ONES, "v": HALF}], ONES), ValueError, r"same names, but only some have \['v'\]"),
-    (lambda: hft.model_stock([ONES, {**ONES, "b": 3}], {"a": ONES["a"]}), ValueError, r"same shapes, but \['b'\]"),
+    (lambda: hft.model_stock(ONES, ANCHOR), TypeError, "list of state_dicts, got dict"),  # pyright: ignore
+    (lambda: hft.model_stock([ONES], ANCHOR), ValueError, "at least two, got 1"),
+    (lambda: hft.model_stock([ONES, {**ONES, "v": HALF}], ANCHOR), ValueError, r"names, but only some have \['v'\]"),
+    (lambda: hft.model_stock([ONES, {**ONES, "b": 3}], {"a": ANCHOR["a"]}), ValueError, r"same shapes, but \['b'\]"),
     (lambda: hft.model_stock([ONES, ONES], {"v": HALF}), ValueError, "not in weights"),
-    (lambda: hft.mixout(ONES, ONES, p=1.0), ValueError, r"p must lie in \[0, 1\)"),
-    (lambda: hft.mixout(ONES, ONES, p=-0.1), ValueError, r"p must lie in \[0, 1\)"),
+    (lambda: hft.mixout(ONES, ANCHOR, p=1.0), ValueError, r"p must lie in \[0, 1\)"),
+    (lambda: hft.mixout(ONES, ANCHOR, p=-0.1), ValueError, r"p must lie in \[0, 1\)"),
     (lambda: hft.mixout(ONES, {"v": HALF}, p=0.5), ValueError, "not in weights"),
-    (lambda: hft.mixout(ONES, ONES, p=torch.tensor(0.5, requires_grad=True)), ValueError, "p must not require grad"),
-    (lambda: torch.func.grad(lambda p: hft.mixout(ONES, ONES, p=p)["a"].sum())(HALF), ValueError, "not require grad"),
+    (lambda: hft.mixout(ONES, ANCHOR, p=torch.tensor(0.5, requires_grad=True)), ValueError, "p must not require grad"),
+    (lambda: torch.func.grad(lambda p: hft.mixout(ONES, ANCHOR, p=p)["a"].sum())(HALF), ValueError, "not require grad"),
     (lambda: by_depth([]), ValueError, "at least two"),
     (lambda: by_depth("stem"), TypeError, "list of names"),
     (lambda: by_depth(["stem", 1]), TypeError, "list of names"),
@@ -390,13 +403,17 @@ TRAINING: list[Row] = [
     (lambda: call(data=[x.to("meta") for x in DATA]), ValueError, "meta device"),
     (lambda: call(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
     (lambda: trained(params=W | {"b": 3}), TypeError, "but 'b' is a int"),
-    (lambda: trained(params=W | {"b": torch.zeros(2).int()}), TypeError, "must be floating-point"),
+    (
+        lambda: trained(params=nn.BatchNorm1d(2).state_dict()),
+        TypeError, r"'num_batches_tracked' is torch.int64; of a module give dict.*: a state_dict has buffers too",
+    ),
     (lambda: trained(params=nn.Linear(2, 2)), TypeError, "got a Linear; of a module give dict.*of_module"),
     (lambda: call(params=W | {"b": W["b"].to("meta")}), ValueError, "'b' has no values: .* meta"),
     (lambda: call(hparams=own({"mode": "sum"})), TypeError, r"hparams\['loss'\] must hold tensors .* 'mode' is a str"),
     (lambda: call(hparams={"momentun": 0.1}), ValueError, "did you mean 'momentum'.*the loss's are under 'loss'"),
     (lambda: trained(hparams={"Lr": 0.1}), ValueError, r"names among .* got \['Lr'\]; did you mean 'lr'\?"),
     (dual, ValueError, "use torch.func.jvp"),
+    (lambda: hft.load(trained(), NET), TypeError, "takes a module, then a run .*, got TrainOutputs and Sequential"),
     (lambda: hft.train(of_a_user, SGD, W, DATA), TypeError, "optimizer must be .* got the function of_a_user"),
     # Losses.
     (lambda: trained(train_loss=lambda p, x: loss(p, x).item()), ValueError, r"float; return the .*, without .item"),
@@ -435,6 +452,7 @@ TRAINING: list[Row] = [
     (lambda: hft.Implicit(damping=-1.0), ValueError, r"damping must lie in \[0, inf\), got -1"),
     (lambda: call(strategy=hft.Implicit(batches=9)), ValueError, "there are 4 steps, fewer than batches = 9"),
     (lambda: hft.Unroll(truncate=0), ValueError, "truncate must be None or a number of steps >= 1, got 0"),
+    (lambda: hft.Unroll("sqrt"), ValueError, r"got 'sqrt'; write Unroll\(checkpoint='sqrt'\)"),
     (lambda: hft.Unroll(truncate=True), ValueError, "truncate must be .* got True"),
     (lambda: call(strategy=hft.Unroll(truncate=9)), ValueError, "batches has 4 steps, fewer than truncate = 9"),
     (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),

@@ -137,6 +137,17 @@ Each row is an example, on a model `Sequential(Linear(3, 4), Linear(4, 2))`, of 
 and what was given; `...` stands for more names. Without a class in brackets a row holds for `FTPAdamW`, `FTPSGD` and
 `FTP(base)`. Rows marked (torch) quote a part of torch's or Python's own text, which may vary with the version.
 
+```python
+import torch
+import hyperopt_ftp as hft
+
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+try:
+    hft.FTPAdamW(model.named_parameters(), exclude="1")
+except ValueError as error:
+    print(error)  # exclude: ['1'] match no parameter; ...; did you mean '1.*'?
+```
+
 `python -m tests.torch_optim.bad_inputs` writes this page; a test makes each of these errors.
 """
 

@@ -127,6 +127,8 @@ PARAMETERS = [
              lambda s: s.make(s.net), (FTP,), torch=True),
     mistyped("the parameters to optimize are a module, Sequential: give model.named_parameters()",
              "the model itself for its parameters", lambda s: s.make(s.net), NATIVE),
+    mistyped("the parameters to optimize are OrderedDict: give model.named_parameters()",
+             "its `state_dict()` for its parameters", lambda s: s.make(s.net.state_dict()), NATIVE),
     mistyped("the parameters to optimize are None: give model.named_parameters()", "`None` for its parameters",
              lambda s: s.make(None), NATIVE),
     unfit("a group has the option 'constrain', which nothing reads; did you mean 'constrained'?",

@@ -104,6 +104,15 @@ def far_away(s: Scene) -> Any:
     return s.begun(save_anchor=False, anchor=far(s))
 
 
+def pure(s: Scene) -> Any:
+    """Its groups have the options of the class, which would take it for a checkpoint of its base."""
+    rule = hft.adamw(lr=0.1) if s.who == ADAMW else hft.sgd(lr=0.1, momentum=0.9)
+    opt = hft.PureOptimizer(s.net.named_parameters(), rule)
+    s.gradients()
+    opt.step()
+    return opt.state_dict()
+
+
 DAMAGED = "it is damaged"
 STATE_OF = "of '0.weight'"
 OTHER = "the anchor of '0.weight' is not the one that the checkpoint was made with"
@@ -160,6 +169,9 @@ CHECKPOINTS = [
          "without anchors, which were not left out", without("anchor")),
     other("FTPSGD made the checkpoint, and this is FTPAdamW; load it into what made it", "of FTPSGD, for FTPAdamW",
           lambda s: Scene(SGD).begun(), who=(ADAMW,)),
+    *(other(f"PureOptimizer made the checkpoint, and this is {here}; load it into what made it",
+            f"of PureOptimizer, for {here}", pure, who=(who,))
+      for who, here in ((ADAMW, ADAMW), (SGD, SGD), (FTP, "FTP(SGD)"))),
     other("FTP(SGD) made the checkpoint, and this is FTP(Adam); load it into what made it",
           "of FTP(SGD), for FTP(Adam)", Scene.begun, around_adam, (FTP,)),
     other("the checkpoint does not suit Adam, which cannot load it (KeyError('step')); was it made around another "

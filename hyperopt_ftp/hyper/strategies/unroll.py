@@ -121,6 +121,8 @@ class Unroll(Strategy):
     first_order: bool = False
 
     def __post_init__(self) -> None:
+        if self.truncate in ("sqrt", "log"):
+            raise ValueError(f"truncate comes first, got {self.truncate!r}; write Unroll(checkpoint={self.truncate!r})")
         check_count("truncate", self.truncate, "steps", none=True)
         if not isinstance(self.offload, bool) and self.offload != "disk":
             raise ValueError(f"offload must be True, False or 'disk', got {self.offload!r}")

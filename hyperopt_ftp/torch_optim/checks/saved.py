@@ -16,6 +16,10 @@ from .names import unwrapped
 #: Behind the maker's name in a checkpoint; another number with each change that an older release cannot read.
 FORMAT = ", format 1"
 
+#: Key of the state of a ``PureOptimizer``. That of other optimizers is by parameter; torch saves and loads any other
+#: key as it is.
+PURE = "pure"
+
 PURE_STATE = "a state of a pure optimizer goes into a new one: PureOptimizer(params, optimizer, state=...)"
 
 
@@ -94,9 +98,10 @@ def check_state(
                 )
 
 
-def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:
+def check_maker(saved: Mapping[str, Any], group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:
     """A loaded group was made by the optimizer that loads it, or by its base alone."""
-    there, _, number = str(group.get("made_by") or here).partition(", ")
+    pure = "PureOptimizer" if PURE in saved["state"] else None
+    there, _, number = str(group.get("made_by") or pure or here).partition(", ")
     if number and f", {number}" != FORMAT:
         raise ValueError(
             f"the checkpoint has the {number}, and this release reads{FORMAT[1:]}; load it with the release that wrote "

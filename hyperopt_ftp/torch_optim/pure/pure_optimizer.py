@@ -16,7 +16,7 @@ from ...optimizers.tuned import warn_of_nan
 from ...types import Compile, Optimizer, State, check_optimizer
 from ..checks.arguments import check_no_gradient, check_params
 from ..checks.names import names_in, unwrapped
-from ..checks.saved import PURE_STATE, check_checkpoint
+from ..checks.saved import PURE, PURE_STATE, check_checkpoint
 from .captured import captured
 from .group_numbers import (
     as_number,
@@ -33,8 +33,8 @@ from .group_numbers import (
     without_base,
 )
 
-#: Keys of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
-_STATE, _STARTING = "pure", "starting"
+#: Keys of the state.
+_STATE, _STARTING = PURE, "starting"
 
 
 class PureOptimizer(torch.optim.Optimizer):
