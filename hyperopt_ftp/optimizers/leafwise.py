@@ -13,10 +13,10 @@ from .. import tree
 from ..devices import two_devices
 from ..hparams import is_scalar
 
-#: How a pure optimizer is called, for those who expect a class of torch.optim.
 #: What to give in place of a module, or of what it holds.
 OF_A_MODULE = "of a module give dict(net.named_parameters()), with a loss by hft.of_module(net, ...)"
 
+#: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
     "a pure optimizer gets no params here, but in init(params) and update(grads, state, params); FTPAdamW and FTPSGD "
     "are classes like torch.optim's"
