@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Optimizers at their packages' defaults, ID / OOD, minus AdamW at its best rate, on the splits that were "
             "run, and means over the tasks with their 95 % intervals by Student's t:",
             *("\n".join(markdown(*part)) for part in of_defaults(free)),
-            "## Other steps, other pictures, and a probe first",
+            "## Further runs",
             "Minus AdamW at its best rate, ID / OOD, with 95 % intervals by Student's t over the splits, or the tasks. "
             "Chosen: rates, and radius_lr, by the same protocol as AdamW's.",
             "\n".join(markdown(*of_beside(more))),
