@@ -116,7 +116,7 @@ FULL = (
         ("--anchor", "drawn", "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "6e-4",
          "adamw", "2e-3", *THREE)),
     Job("drawn-radius", "FTP by the rate of its radii on these", f"{_RATES}.radius",
-        ("--anchor", "drawn", "--lrs", "6e-4", "--radius-lrs", "0.1", "0.3")),
+        ("--anchor", "drawn", "--lrs", "6e-4", "--radius-lrs", "0.03", "0.1", "0.3")),
     Job("long-newspapers", "AdamW and FTP over the learning rate on newspapers, with four times the steps", _RATES,
         (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "3.5e-5", "adamw",
          "1.1e-4", "ftp", "2e-4", "--epochs", "8", *THREE)),
