@@ -232,7 +232,7 @@ def test_gains_of_a_faster_radius_do_not_follow_the_number_of_steps():
         for lr, which in ((lr, which) for lr in ("0.0006", "0.002") for which in (0, 1)):
             fast, usual = (own[f"lr {lr}, radius_lr {rate}"][which] for rate in ("0.1", "0.01"))
             gains.setdefault((lr, which), []).append(fast - usual)
-    together = [spearmanr(steps_of, each).statistic for each in gains.values()]
+    together = [spearmanr(steps_of, each)[0] for each in gains.values()]
     words = one_line((ROOT / "docs" / "concepts" / "ftp.md").read_text())
     assert f"{min(steps_of)} to {max(steps_of)} steps, n = {len(steps_of)}:" in words
     assert f"are between {min(together):.2f} and {max(together):.2f})" in words

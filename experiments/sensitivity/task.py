@@ -96,7 +96,7 @@ class Config:
         shared |= {"anchor": KNOWS.get(self.anchor, self.anchor), "epochs": self.epochs or epochs}
         shared |= {"domain": self.domain}
         if self.of_pictures:
-            pictures = self.anchor if self.anchor in SHARES else "emoji"
+            pictures = self.anchor if self.anchor in ("cells", "drawn") else "emoji"
             return ClassificationConfig(
                 **shared, limit=self.limit, pictures=pictures, shares=SHARES[pictures], fluent=self.fluent
             )
