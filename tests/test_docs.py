@@ -11,6 +11,7 @@ from functools import partial, reduce
 from pathlib import Path
 
 import pytest
+from scipy.stats import spearmanr
 
 import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta, bench_triton
@@ -217,6 +218,24 @@ def test_scores_at_one_rate_for_all_studies_are_those_of_the_report():
     )
     assert len(said) == 6
     assert said == made
+
+
+def test_gains_of_a_faster_radius_do_not_follow_the_number_of_steps():
+    """As docs/concepts/ftp.md says; batches are of 32 pictures or 16 texts."""
+    found, gains, steps_of = json.loads((STUDIES / "tuning" / "metrics.json").read_text())["radii"], {}, []
+    for name, own in found.items():
+        record = json.loads((STUDIES / f"radius-{name}" / "metrics.json").read_text())
+        data, anchor = record["data"], record["config"]["anchor"]
+        examples, batch = (data["pictures"], 32) if "pictures" in data else (data["tweets"], 16)
+        epochs = {"styles": 5, "imagenet": 5, "cells": 8}.get(anchor, 2)
+        steps_of.append(math.ceil(examples["finetune"] / batch) * epochs)
+        for lr, which in ((lr, which) for lr in ("0.0006", "0.002") for which in (0, 1)):
+            fast, usual = (own[f"lr {lr}, radius_lr {rate}"][which] for rate in ("0.1", "0.01"))
+            gains.setdefault((lr, which), []).append(fast - usual)
+    together = [spearmanr(steps_of, each)[0] for each in gains.values()]
+    words = one_line((ROOT / "docs" / "concepts" / "ftp.md").read_text())
+    assert f"{min(steps_of)} to {max(steps_of)} steps, n = {len(steps_of)}:" in words
+    assert f"are between {min(together):.2f} and {max(together):.2f})" in words
 
 
 def test_what_ftp_gains_from_minilm_is_the_mean_of_the_reports():

@@ -6,6 +6,7 @@ import torch
 
 from experiments.classification.cells import cell_pictures, corrupted
 from experiments.classification.data import Pictures, limit_items, split
+from experiments.classification.drawn import drawn_pictures
 from experiments.classification.emoji import PACKAGES, emoji_pictures, fluent_pictures
 from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common.figures import montage
@@ -15,7 +16,8 @@ from experiments.common.progress import Progress
 
 def load_parts(config: Config, cache: Path, progress: Progress) -> dict[str, Pictures]:
     """The parts of the split."""
-    pictures = cell_pictures() if config.pictures == "cells" else emoji_pictures(cache, progress)
+    others = {"cells": cell_pictures, "drawn": drawn_pictures}
+    pictures = others[config.pictures]() if config.pictures in others else emoji_pictures(cache, progress)
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
     if config.domain is not None:

@@ -25,9 +25,10 @@ class Config(AnchorOptions):
 
     # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
     anchor: Literal["styles", "imagenet"] = "styles"
-    pictures: Literal["emoji", "cells"] = "emoji"  # cells: solar cells, mono- and polycrystalline, of elpv-dataset
+    # cells: solar cells, mono- and polycrystalline, of elpv-dataset; drawn: shapes on white, inverted and on tiles.
+    pictures: Literal["emoji", "cells", "drawn"] = "emoji"
     limit: int | None = None  # use only so many items, for a quick try
-    domain: str | None = None  # fine-tune on this one; None: on the first (Twemoji, mono)
+    domain: str | None = None  # fine-tune on this one; None: on the first (Twemoji, mono, white)
     shares: tuple[float, float, float] = SHARES  # of the items: to train an anchor, to fine-tune, to test
     # Emoji are also tested in a style that no anchor has seen, from the file that `npm pack
     # @iconify-json/fluent-emoji-flat` fetches.
@@ -38,7 +39,7 @@ class Config(AnchorOptions):
         if min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise InputError(f"--shares {' '.join(map(str, self.shares))}: give three above 0 whose sum is 1")
         if self.fluent is not None and self.pictures != "emoji":
-            raise InputError("--fluent is a style of emoji: leave it out with solar cells")
+            raise InputError(f"--fluent is a style of emoji: leave it out with --pictures {self.pictures}")
 
 
 def with_validation(parts: dict[str, Pictures], holds_out: bool, seed: int) -> dict[str, Pictures]:

@@ -69,18 +69,8 @@ _FINE_TUNING = {
     "DiGraP": Look(RED, "o"),
     "Mixout": Look(RED, "s", "--"),
     "LoRA": Look(RED, "^"),
-}
-
-_KNOBS = {
-    "anchor": _FINE_TUNING["anchor, not fine-tuned"],
-    "FTP": _FINE_TUNING["FTPAdamW"],
-    "FTP, paper": _FINE_TUNING["FTPAdamW"],
-    "FTP, exact": _FINE_TUNING["FTPAdamW exact"],
-    "WiSE-FT of AdamW": _FINE_TUNING["WiSE-FT"],
-    "WiSE-FT of FTP": _FINE_TUNING["WiSE-FT of FTPAdamW"],
-    "FTP, random search": Look(GREEN, "^"),
-    "FTP, hypergradient": Look(RED, "D"),
-    "WiSE-FT of FTP, hypergradient": Look(RED, "P", "--"),
+    # fewer examples
+    "small-loss selection": Look(GREEN, "v"),
 }
 
 _TOWERS = {
@@ -89,25 +79,6 @@ _TOWERS = {
     "height 2": Look(BLUE, "D"),
     "height 3": Look(PURPLE, "^"),
     "height 4": Look(GREEN, "v"),
-}
-
-_NOISE = {
-    "noisy": Look(GREY, "o"),
-    "clean": Look(GREY, "s", "--"),
-    "noisy + clean": Look(BLACK, "o"),
-    "label smoothing": Look(ORANGE, "^"),
-    "small-loss selection": Look(GREEN, "v"),
-    "weight per example": Look(SKY, "D", "--"),
-    "weight per example + clean": Look(BLUE, "D"),
-    "Meta-Weight-Net": Look(PURPLE, "P", "--"),
-    "Meta-Weight-Net + clean": Look(PURPLE, "P"),
-    "oracle": Look(RED, "s"),
-}
-
-_FEW_SHOT = {
-    "pre-trained, fine-tuned": Look(BLACK, "o"),
-    "MAML, long": Look(ORANGE, "s"),
-    "MAML, long, FTP": Look(BLUE, "D"),
 }
 
 _BENCHMARKS = {
@@ -130,9 +101,7 @@ _BENCHMARKS = {
 }
 
 #: By the name that figures show.
-LOOKS: Mapping[str, Look] = {
-    **_FINE_TUNING, **_KNOBS, **_TOWERS, **_NOISE, **_FEW_SHOT, **_BENCHMARKS,
-}  # fmt: skip
+LOOKS: Mapping[str, Look] = {**_FINE_TUNING, **_TOWERS, **_BENCHMARKS}
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:

@@ -20,6 +20,7 @@ STARTS = {
     "topics": "Tweets, from a MiniLM trained on all topics",
     "minilm": "Tweets, from MiniLM as it comes and a new head",
     "cells": "Solar cells, working or defective, from ImageNet's weights and a new head",
+    "drawn": "Shapes in colours, drawn at random, from ImageNet's weights and a new head",
     "opinions": "Opinions, from MiniLM as it comes and a new head",
 }
 PROTOCOL = (
@@ -148,6 +149,6 @@ STUDY = Study(
     pieces=pieces,
     report=write_report,
     table=in_brief,
-    grow=("lrs", "wider"),
+    grow=("lrs", "wider", "seeds"),
 )
 main = STUDY.main

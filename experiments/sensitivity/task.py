@@ -26,17 +26,18 @@ USUAL = (
     "lines", "model_stock", "soup",
 )  # fmt: skip
 #: Weights that two of them start from.
-KNOWS = {"cells": "imagenet", "opinions": "minilm"}
+KNOWS = {"cells": "imagenet", "drawn": "imagenet", "opinions": "minilm"}
 #: To train an anchor, to fine-tune, to test: at least 500 groups of each kind are tests.
-SHARES = {"emoji": (0.25, 0.3, 0.45), "cells": (0.05, 0.35, 0.6)}
+SHARES = {"emoji": (0.25, 0.3, 0.45), "cells": (0.05, 0.35, 0.6), "drawn": (0.05, 0.35, 0.6)}
 
 
 @dataclass(frozen=True)
 class Config:
     """Every method at every learning rate, from every split."""
 
-    # Emoji from the first two, tweets from the next two, solar cells from ImageNet's weights, opinions from MiniLM.
-    anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "opinions"] = "styles"
+    # Emoji from the first two, tweets from the next two, solar cells and shapes from ImageNet's weights, opinions from
+    # MiniLM.
+    anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "drawn", "opinions"] = "styles"
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
     # A linear probe, LoRA and FTP have ten times that.
     lrs: tuple[float, ...] = (2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
@@ -44,7 +45,9 @@ class Config:
     # and for AdamW halfway to the rates beside its best one, since its peak is narrow.
     wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
-    epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
+    epochs: int | None = (
+        None  # over the fine-tuning examples; None: 5 over emoji and shapes, 8 over cells, 2 over texts
+    )
     limit: int | None = None  # use only so many pictures
     domain: str | None = None  # fine-tune on this one: poly, newspapers; None: on the first of the data
     archive: str | None = None  # that has the opinions: see experiments.language
@@ -76,7 +79,7 @@ class Config:
 
     @property
     def of_pictures(self) -> bool:
-        return self.anchor in ("styles", "imagenet", "cells")
+        return self.anchor in ("styles", "imagenet", *SHARES)
 
     @property
     def all_methods(self) -> tuple[str, ...]:
@@ -89,11 +92,11 @@ class Config:
     def options(self, seed: int, lr: float) -> AnchorOptions:
         """Of one split, at one learning rate."""
         shared = {"methods": self.all_methods, "lr": lr, "seeds": (seed,), "split_seed": seed, "weight_decay": 0.0}
-        epochs = {"styles": 5, "imagenet": 5, "cells": 8}.get(self.anchor, 2)
+        epochs = {"styles": 5, "imagenet": 5, "drawn": 5, "cells": 8}.get(self.anchor, 2)
         shared |= {"anchor": KNOWS.get(self.anchor, self.anchor), "epochs": self.epochs or epochs}
         shared |= {"domain": self.domain}
         if self.of_pictures:
-            pictures = "cells" if self.anchor == "cells" else "emoji"
+            pictures = self.anchor if self.anchor in ("cells", "drawn") else "emoji"
             return ClassificationConfig(
                 **shared, limit=self.limit, pictures=pictures, shares=SHARES[pictures], fluent=self.fluent
             )

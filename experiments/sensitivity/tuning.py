@@ -20,7 +20,7 @@ from experiments.common.figures import dots
 from experiments.common.methods import title
 from experiments.common.report_kit import Table, fixed, markdown
 from experiments.sensitivity.protocol import Answered, counted, percent
-from experiments.sensitivity.summary import Answers, scores_of
+from experiments.sensitivity.summary import Answers, choices, minus_adamw, row_title, scores_of
 
 COUNTS, DRAWS, SEED = (20, 50, 100, 200), 60, 0
 FTP_LR = 6e-4
@@ -35,6 +35,13 @@ SOURCES = {
     "opinions": ("opinions", "opinions-newspapers", "opinions-tweets", "opinions-products"),
 }
 KINDS = {"pictures": ("emoji", "solar cells"), "texts": ("airline tweets", "opinions")}
+#: Further runs, by the study that has AdamW on their splits.
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "drawn": ("drawn-radius",),
+    "long-newspapers": ("free-long-newspapers",),
+    "sensitivity-opinions": (),
+    **{f"sensitivity-{name}": (f"lp-ft-{name}",) for name in ("minilm", *SOURCES["opinions"][1:])},
+}
 WHICH = ("id", "ood")
 Gain = tuple[float, float]  # FTP minus AdamW, ID and OOD
 
@@ -292,6 +299,46 @@ def of_defaults(found: Mapping[str, dict[str, dict]]) -> tuple[Table, Table]:
     return (["minus AdamW", "splits", *map(title, alone)], rows), ([*header, "worst task, minus AdamW"], sums)
 
 
+def beside(study: dict, *runs: dict) -> dict[str, list[Gain]]:
+    """Of FTP and the methods of the runs, on the splits that all have, minus AdamW at its best rate: by method, at
+    settings chosen alike and at each one."""
+    seeds = sorted(set.intersection(*({one["seed"] for one in run["results"].values()} for run in (study, *runs))))
+    tests = [{str(seed): run["data"]["tests"][str(seed)] for seed in seeds} for run in (study, *runs)]
+    assert all(other == tests[0] for other in tests), "other examples than the study's"
+    results = [
+        one for seed in seeds for run in (study, *runs) for one in run["results"].values() if one["seed"] == seed
+    ]
+    content = {"results": dict(enumerate(results)), "data": study["data"] | {"tests": tests[0]}}
+    chosen, own = choices(content), {"ftp", "lp_ft", *(name for run in runs for name in scores_of(run))}
+    found = {
+        f"{title(method)}, chosen": [*zip(*(minus_adamw(chosen, method, which) for which in WHICH), strict=True)]
+        for method in chosen
+        if method in {name.partition(" ")[0] for name in own}
+    }
+    plain = [*zip(*(chosen["adamw"][which] for which in WHICH), strict=True)]
+    for name, of_rate in ((name, of_rate) for name, of_rate in scores_of(content).items() if name in own):
+        for lr, splits in sorted(of_rate.items()):
+            minus = [(s["id"] - x, s["ood"] - y) for s, (x, y) in zip(splits, plain, strict=True)]
+            found[f"{row_title(name)}, lr {lr:g}"] = minus
+    return found
+
+
+def of_beside(found: Mapping[str, dict[str, list[Gain]]]) -> Table:
+    """Of the ten tasks, which have their rates elsewhere, only what is chosen, and the mean over them."""
+    rows = [
+        [study, name, str(len(pairs)), both(pairs)]
+        for study, own in found.items()
+        for name, pairs in own.items()
+        if name.endswith("chosen") or not study.startswith("sensitivity-")
+    ]
+    ten = [own for study, own in found.items() if study.startswith("sensitivity-")]
+    for name in ("LP-FT, chosen", "FTPAdamW, chosen"):
+        pairs = [tuple(np.mean(own[name], 0).tolist()) for own in ten if name in own]
+        if len(pairs) > 2:
+            rows.append([f"{len(pairs)} tasks of texts", name, "", both(pairs)])
+    return ["study", "method", "splits", "minus AdamW"], rows
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`--studies`: a folder with those of rates, to which this one is added."""
 
@@ -307,6 +354,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files = {name: studies / f"{kind}-{name}" / "metrics.json" for name in contents}
             return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
+        def content(name: str) -> dict:
+            return json.loads((studies / name / "metrics.json").read_text())
+
+        more = {
+            study: beside(content(study), *map(content, names))
+            for study, names in BESIDE.items()
+            if all((studies / name / "metrics.json").exists() for name in (study, *names))
+        }
         moved, free = radii(contents, runs("radius")), without_rate(contents, runs("free"))
         text = [
             "# One rate against a tuned one",
@@ -335,13 +390,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Optimizers at their packages' defaults, ID / OOD, minus AdamW at its best rate, on the splits that were "
             "run, and means over the tasks with their 95 % intervals by Student's t:",
             *("\n".join(markdown(*part)) for part in of_defaults(free)),
+            "## Further runs",
+            "Minus AdamW at its best rate, ID / OOD, with 95 % intervals by Student's t over the splits, or the tasks. "
+            "Chosen: rates, and radius_lr, by the same protocol as AdamW's.",
+            "\n".join(markdown(*of_beside(more))),
             "Made of the answers that the studies have stored: `python -m experiments.sensitivity.tuning`.",
         ]  # fmt: skip
         out = studies / "tuning"
         out.mkdir(exist_ok=True)
         draw(out / "gain.png", found)
         checkpoint.write_text(out / "report.md", "\n\n".join(text) + "\n")
-        checkpoint.write_text(out / "metrics.json", json.dumps(found | {"radii": moved, "free": free}, indent=1) + "\n")
+        checkpoint.write_text(
+            out / "metrics.json", json.dumps(found | {"radii": moved, "free": free, "beside": more}, indent=1) + "\n"
+        )
         print("\n".join(markdown(*every)))
 
     tyro.cli(run, args=arguments, prog="python -m experiments.sensitivity.tuning")

@@ -25,8 +25,12 @@ BESIDE = ("adamw", "1.1e-4", "adamw", "3.5e-4")  # halfway to the rates beside A
 WIDER = ("--wider", "ftp", "6e-5", "linear", "6e-2", *BESIDE)  # two choices were at an end of their grids
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 TENTH = ("--radius-lrs", "0.1")
-ONE_SPLIT = ("--seeds", "0")  # a machine that others used had no time for more
-PRODIGY = ("--methods", "prodigy", *ONE_SPLIT)
+THREE = ("--seeds", "0", "1", "2")
+WITHIN = (*THREE, "--within", "0", "1", "2")
+PRODIGY = ("--methods", "prodigy", "ftp_prodigy", *WITHIN)
+SIX = ("--methods", "prodigy", "dadapt", "ldog", "ldog_mean", "schedule_free", "ftp_prodigy", *WITHIN)
+PROBED = ("--methods", "lp_ft", "--lrs", "6e-5", "2e-4", "3.5e-4")
+NEWSPAPERS = ("--anchor", "opinions", "--domain", "newspapers", *OPINIONS)
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
 
 
@@ -96,16 +100,35 @@ FULL = (
         Job(f"free-{name}", f"optimizers without a learning rate: {about}", f"{_RATES}.free",
             ("--anchor", name.partition("-")[0], *options))
         for name, about, *options in (
-            ("styles", "emoji, from a model trained on them", *FLUENT, *ONE_SPLIT),
-            ("imagenet", "emoji, from ImageNet's weights", *FLUENT, *ONE_SPLIT),
-            ("topics", "tweets, from a model trained on them", *AIRLINES, *ONE_SPLIT),
-            ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *ONE_SPLIT),
+            ("styles", "emoji, from a model trained on them", *FLUENT, *PRODIGY),
+            ("imagenet", "emoji, from ImageNet's weights", *FLUENT, *PRODIGY),
+            ("topics", "tweets, from a model trained on them", *AIRLINES, *SIX),
+            ("minilm", "tweets, from MiniLM as it comes", *AIRLINES, *SIX),
             ("cells", "solar cells, from ImageNet's weights", *PRODIGY),
             ("cells-poly", "the same the other way round", "--domain", "poly", *PRODIGY),
-            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *PRODIGY),
-            ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS, *ONE_SPLIT),
-            ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS, *ONE_SPLIT),
-            ("opinions-products", "product reviews", "--domain", "products", *OPINIONS, *ONE_SPLIT),
+            ("opinions", "film reviews, from MiniLM as it comes", *OPINIONS, *WITHIN),
+            ("opinions-newspapers", "newspapers", "--domain", "newspapers", *OPINIONS, *WITHIN),
+            ("opinions-tweets", "tweets", "--domain", "tweets", *OPINIONS, *SIX),
+            ("opinions-products", "product reviews", "--domain", "products", *OPINIONS, *SIX),
+        )
+    ),
+    Job("drawn", "AdamW and FTP over the learning rate on drawn shapes, from ImageNet's weights", _RATES,
+        ("--anchor", "drawn", "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "6e-4",
+         "adamw", "2e-3", *THREE)),
+    Job("drawn-radius", "FTP by the rate of its radii on these", f"{_RATES}.radius",
+        ("--anchor", "drawn", "--lrs", "6e-4", "--radius-lrs", "0.03", "0.1", "0.3")),
+    Job("long-newspapers", "AdamW and FTP over the learning rate on newspapers, with four times the steps", _RATES,
+        (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "3.5e-5", "adamw",
+         "1.1e-4", "ftp", "2e-4", "--epochs", "8", *THREE)),
+    Job("free-long-newspapers", "FTP around Prodigy on these", f"{_RATES}.free",
+        (*NEWSPAPERS, "--methods", "ftp_prodigy", "--epochs", "8", *WITHIN)),
+    *(
+        Job(f"lp-ft-{name}", f"LP-FT over the learning rate: {about}", f"{_RATES}.radius", (*options, *PROBED))
+        for name, about, *options in (
+            ("minilm", "tweets, from MiniLM as it comes", "--anchor", "minilm", *AIRLINES),
+            ("opinions-newspapers", "newspapers", *NEWSPAPERS),
+            ("opinions-tweets", "tweets", "--anchor", "opinions", "--domain", "tweets", *OPINIONS),
+            ("opinions-products", "product reviews", "--anchor", "opinions", "--domain", "products", *OPINIONS),
         )
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),

@@ -26,7 +26,7 @@ WRONG = [
     (MAIN, "--device abacus", "--device abacus cannot be used here"),
     ("sensitivity", "--wider wise 1e-2", "--wider wise: name methods of this run that are trained"),
     ("sensitivity.radius", "--radius-lrs 0.1 0.1", "--radius-lrs 0.1 0.1: give rates above 0, all different"),
-    ("sensitivity.radius", "--methods adamw", "this study is of ftp_radius alone"),
+    ("sensitivity.radius", "--methods adamw", "this study is of one of ftp_radius, lp_ft"),
     ("sensitivity.radius", "--anchor opinions", "--archive FILE goes with --anchor opinions"),
     ("sensitivity.free", "--methods ftp", "--methods ftp: give any of prodigy, dadapt, ldog"),
     ("sensitivity.free", "--within 3", "--within 3: give some of --seeds"),

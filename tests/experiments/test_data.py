@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.classification.cells import cell_pictures, corrupted
 from experiments.classification.data import Pictures, split
+from experiments.classification.drawn import DOMAINS, EACH, SHAPES, drawn_pictures
 from experiments.classification.emoji import fluent_pictures
 from experiments.classification.model import Classifier, answers
 from experiments.classification.task import Config
@@ -144,6 +145,22 @@ def test_cells_are_those_of_which_the_experts_were_sure(tmp_path, monkeypatch):
     assert (read.labels.tolist(), read.domains.tolist()) == ([0, 1, 1], [0, 1, 0])
     assert read.images.shape == (3, 3, 96, 96)
     assert read.images.flatten(1).float().mean(1).tolist() == [0, 60, 180]
+
+
+def test_a_drawn_shape_is_one_item_in_all_domains():
+    """The same shape on white, inverted and on tiles; the more of its outline's circle it fills, the larger it is."""
+    pictures = drawn_pictures()
+    white, inverted, tiles = (pictures.of_domain(number) for number in range(len(DOMAINS)))
+    assert white.items == inverted.items == tiles.items
+    assert len({*white.items}) == len(white.items) == EACH * len(SHAPES)
+    assert torch.equal(inverted.images, 255 - white.images)
+    shape = (white.images < 255).any(1, keepdim=True).expand_as(white.images)
+    assert torch.equal(white.images[shape], tiles.images[shape])
+    assert not torch.equal(white.images, tiles.images)
+    size = [shape[white.labels == label, 0].float().mean().item() for label in range(len(SHAPES))]
+    assert sorted(range(4), key=lambda label: size[label]) == [0, 1, 2, 3]  # more corners fill more of a circle
+    assert max(size[4:6]) < size[1]  # a star of four is within a square
+    assert pictures.fingerprint() == drawn_pictures().fingerprint()
 
 
 def test_balanced_accuracy_is_a_mean_over_the_classes():

@@ -17,9 +17,11 @@ from experiments.sensitivity.summary import Answers, all_scores, by_test, choice
 from experiments.sensitivity.tuning import (
     SOURCES,
     at_one_rate,
+    beside,
     chosen_elsewhere,
     drawn,
     gain,
+    of_beside,
     of_defaults,
     of_splits,
     radii,
@@ -307,6 +309,38 @@ def test_the_rate_for_a_source_is_chosen_by_the_others():
     assert chosen_elsewhere({**studies, "topics": studies["styles"]})["ftp"]["emoji"] == 6e-4
     others = {name: studies["styles"] for name in studies if name not in SOURCES["emoji"]}
     assert chosen_elsewhere({**studies, **others})["ftp"]["emoji"] == 2e-3
+
+
+def test_a_further_run_is_compared_with_adamw_on_the_splits_that_both_have(content):
+    """Of the study's two splits the run has the second. There AdamW, at 0.1 in all folds, has 100 and 50; a radius_lr
+    of 0.1 is right everywhere at 1, one of 0.3 nowhere; FTP has 90 and 100 at 0.1, and all right at 1."""
+    test = content["data"]["tests"]["1"]
+    right, wrong = ({name: own["classes"] for name, own in test.items()}, {"in": "1010101010", "out": "10"})
+    answers = {"a": {"ftp_radius 0.1": right}, "b": {"ftp_radius 0.3": wrong}}
+    results = {name: {"lr": 1.0, "seed": 1, "answers": own} for name, own in answers.items()}
+    run = {"results": results, "data": {"by_class": True, "tests": {"1": test}}}
+    found = beside(content, run)
+    assert found["FTPAdamW, radius_lr, chosen"] == found["FTPAdamW, radius_lr, 0.1, lr 1"] == [(0, 50)]
+    assert found["FTPAdamW, radius_lr, 0.3, lr 1"] == [(-100, -50)]
+    assert (found["FTPAdamW, lr 0.1"], found["FTPAdamW, lr 1"]) == ([(-10, 50)], [(0, 50)])
+    assert len(found["FTPAdamW, chosen"]) == 1
+    assert {name.partition(",")[0] for name in found} == {"FTPAdamW"}  # nothing else of the study
+    header, rows = of_beside({"drawn": found, "sensitivity-minilm": found})
+    assert header == ["study", "method", "splits", "minus AdamW"]
+    assert ["drawn", "FTPAdamW, radius_lr, 0.3, lr 1", "1", "-100.0 / -50.0"] in rows
+    assert {row[1] for row in rows if row[0] == "sensitivity-minilm"} == {
+        "FTPAdamW, chosen", "FTPAdamW, radius_lr, chosen",
+    }  # fmt: skip
+    run["data"]["tests"] = {"1": {**test, "out": {"classes": "10", "groups": "g0,h"}}}
+    with pytest.raises(AssertionError, match="other examples"):
+        beside(content, run)
+
+
+def test_probed_fine_tuning_runs_at_its_rates_alone(tmp_path, cache):
+    out = tmp_path / "run"
+    tiny = ["--anchor", "imagenet", "--methods", "lp_ft", "--lrs", "1e-3", "--seeds", "0", "--epochs", "1"]
+    assert ran(RADIUS, *tiny, "--limit", "48", "--out", str(out)).begun == ["split 0, lp_ft, lr 0.001"]
+    assert (out / "report.md").read_text().startswith("# LP-FT by its learning rate\n\nEmoji, from ImageNet")
 
 
 def test_what_is_drawn_are_groups_of_the_test():

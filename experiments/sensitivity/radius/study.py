@@ -1,4 +1,4 @@
-"""`python -m experiments.sensitivity.radius`: FTP by the rate of its radii, on the splits of the other study."""
+"""`python -m experiments.sensitivity.radius`: FTP by the rate of its radii, or LP-FT, on the other study's splits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from experiments.sensitivity.summary import mean_of, row_title, scores_of
 from experiments.sensitivity.task import Config as Rates
 from experiments.sensitivity.task import Splits
 
-METHOD = "ftp_radius"
+HEADINGS = {"ftp_radius": "FTP by the rate of its radii", "lp_ft": "LP-FT by its learning rate"}
 
 
 @dataclass(frozen=True)
 class Config(Rates):
-    """FTP at every learning rate with every rate of its radii, from every split."""
+    """One method at every learning rate, FTP with every rate of its radii, from every split."""
 
-    methods: tuple[str, ...] = (METHOD,)
+    methods: tuple[str, ...] = ("ftp_radius",)  # or lp_ft
     lrs: tuple[float, ...] = (6e-4, 2e-3)
     radius_lrs: tuple[float, ...] = (0.03, 0.1, 0.3)  # 0.01 is in the other study
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -30,22 +30,25 @@ class Config(Rates):
         for name, values in (("lrs", self.lrs), ("radius-lrs", self.radius_lrs)):
             if not values or len(set(values)) < len(values) or min(values) <= 0:
                 raise InputError(f"--{name} {' '.join(map(str, values))}: give rates above 0, all different")
-        if self.methods != (METHOD,):
-            raise InputError(f"--methods {' '.join(self.methods)}: this study is of {METHOD} alone")
+        if self.methods not in [(name,) for name in HEADINGS]:
+            raise InputError(f"--methods {' '.join(self.methods)}: this study is of one of {', '.join(HEADINGS)}")
         self.check_data()
 
 
 def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
     """One training each."""
 
-    def scored(seed: int, lr: float, radius_lr: float) -> dict:
-        return {"lr": lr, "seed": seed, "answers": data.answers(seed, METHOD, lr, radius_lr)}
+    (method,) = config.methods
+    of_radii = {f"radius_lr {rate:g}": rate for rate in config.radius_lrs}
+
+    def scored(seed: int, lr: float, radius_lr: float | None) -> dict:
+        return {"lr": lr, "seed": seed, "answers": data.answers(seed, method, lr, radius_lr)}
 
     return {
-        f"split {seed}, radius_lr {radius_lr:g}, lr {lr:g}": partial(scored, seed, lr, radius_lr)
+        f"split {seed}, {name}, lr {lr:g}": partial(scored, seed, lr, radius_lr)
         for seed in config.seeds
         for lr in config.lrs
-        for radius_lr in config.radius_lrs
+        for name, radius_lr in (of_radii if method == "ftp_radius" else {method: None}).items()
     }
 
 
@@ -72,13 +75,14 @@ def write_report(record: RunRecord) -> None:
         }
         for name, of_rate in scores_of(content).items()
     }
-    write(record, "FTP by the rate of its radii", about(content), "Means over splits, ID / OOD:", table(content))
+    (method,) = content["config"]["methods"]
+    write(record, HEADINGS[method], about(content), "Means over splits, ID / OOD:", table(content))
 
 
 STUDY = Study(
     name="radius",
     prog="experiments.sensitivity.radius",
-    about="Fine-tune by FTPAdamW at several rates of its radii, on the tasks and splits of experiments.sensitivity.",
+    about="Fine-tune by FTPAdamW at several rates of its radii, or by LP-FT, on the splits of experiments.sensitivity.",
     config=Config,
     fast=Config(anchor="imagenet", lrs=(2e-3,), radius_lrs=(0.1,), seeds=(0,), epochs=2),
     load=Splits,
