@@ -121,7 +121,7 @@ def draw(runs: list[dict[str, Any]], out: Path) -> None:
         died = {length: limit / 2**30 for length, (row, limit) in found.items() if "died" in row}
         axes.plot([x + 2 * k for x in died], [*died.values()], "x", color=f"C{k}")  # beside each other
     axes.set(
-        xlabel="tokens of a sequence", ylabel="peak, GiB", ylim=(0, None),
+        xlabel="tokens of a sequence", ylabel="peak, GiB", ylim=(0, None), xticks=[run["length"] for run in chosen],
         title=f"{job[0]}, {job[1]} steps of {job[2]} sequences; x: died at this limit",
     )  # fmt: skip
     axes.legend()
