@@ -124,7 +124,7 @@ def draw(runs: list[dict[str, Any]], out: Path) -> None:
         xlabel="tokens of a sequence", ylabel="peak, GiB", ylim=(0, None), xticks=[run["length"] for run in chosen],
         title=f"{job[0]}, {job[1]} steps of {job[2]} sequences; x: died at this limit",
     )  # fmt: skip
-    axes.legend()
+    axes.legend(loc="center")
     figure.savefig(out, dpi=150)
 
 
