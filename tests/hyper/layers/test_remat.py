@@ -394,8 +394,8 @@ def hypergradient(net: nn.Module, strategy=None, over=("lr", "loss"), params=PAR
 STRATEGIES = [
     hft.Unroll(checkpoint=False), hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt"),
     hft.Unroll(checkpoint="log"), hft.Unroll(checkpoint=2, offload=True), hft.Unroll(memory=10**6),
-    hft.Unroll(offload="disk"), hft.Unroll(truncate=2), hft.Unroll(first_order=True), hft.Forward(), hft.Forward(chunk=1),
-    hft.ZeroOrder(2, sigma=0.1),
+    hft.Unroll(truncate=2), hft.Unroll(first_order=True), hft.Forward(), hft.Forward(chunk=1),
+    hft.Unroll(offload="disk"), hft.ZeroOrder(2, sigma=0.1),
 ]  # fmt: skip
 
 
