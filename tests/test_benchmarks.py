@@ -26,7 +26,7 @@ from benchmarks.large.contenders import CONTENDERS as LARGE
 from benchmarks.large.contenders import PLAIN, by_library
 from benchmarks.large.contenders import by_hand as by_plain_loop
 from benchmarks.large.peers import by_higher, by_torchopt
-from benchmarks.large.processes import compare, peaks, table
+from benchmarks.large.processes import compare, draw, merged, peaks, table
 from benchmarks.large.processes import distance as difference
 from benchmarks.large.task import Data, Encoder, drawn, losses_of
 from benchmarks.measure import weights_of
@@ -336,18 +336,27 @@ def test_each_is_compared_with_the_plain_loop():
     assert "| Unroll(log) | died: 1 GiB was too few |" in table(record)
     alone = table(record | {"contenders": {"Unroll(log)": rows["Unroll(log)"]}})  # without empty columns
     assert alone.endswith("|  | peak |\n|---|--:|\n| Unroll(log) | died: 1 GiB was too few |")
-    other = {**record, "steps": 5, "contenders": {"Unroll(1)": rows["Unroll(1)"]}}
-    both = peaks([record, other])
-    assert "|  | 3 steps of 2 x 4 | 5 steps of 2 x 4 |" in both
-    assert "| Unroll(1) | 2.00 GiB | 2.00 GiB |" in both
-    assert "| Unroll(log) | over 1 GiB |  |" in both
+
+
+def test_peaks_alone_of_several_jobs(tmp_path):
+    job = {"net": "minilm", "steps": 3, "size": 2, "length": 4, "limit": 2**30}
+    first = {**job, "contenders": {PLAIN: {"died": "1 GiB was too few"}, "Unroll(1)": {"peak_bytes": 2**29}}}
+    longer = {**job, "length": 8, "contenders": {"Unroll(1)": {"peak_bytes": 2**28}}}
+    runs = merged([longer], first)
+    assert runs == [first, longer]
+    assert merged(runs, {**longer, "limit": 2}) == [first, {**longer, "limit": 2}]
+    assert f"|  | {PLAIN} | Unroll(1) |" in peaks(runs)
+    assert "| minilm, 3 steps of 2 x 4 | over 1 GiB | 0.50 GiB |" in peaks(runs)
+    assert "| minilm, 3 steps of 2 x 8 |  | 0.25 GiB |" in peaks(runs)
+    draw(runs, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_all_that_were_measured_have_the_hypergradient_of_the_plain_loop():
-    runs = json.loads((Path(__file__).parent.parent / "benchmarks/results/large_cpu.json").read_text())["steps"]
+    runs = json.loads((Path(__file__).parent.parent / "benchmarks/results/large_cpu.json").read_text())["runs"]
     found = {
         name: row["difference"]
-        for record in runs.values()
+        for record in runs
         for name, row in record["contenders"].items()
         if "difference" in row and not LARGE[name].narrow
     }

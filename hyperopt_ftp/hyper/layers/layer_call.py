@@ -14,10 +14,9 @@ from torch.utils import _pytree as pytree
 
 from ...dtensors import local
 from ...hparams import concrete
-from ..core.graph import nodes_below
+from ..core.graph import nodes_below, stand_in
 from ..core.replay import Replay, RngState
 from ..core.second_order import twice_differentiable
-from ..guards.graphs import refuse_once_differentiable
 from ..guards.messages import LAYER, Captured, writes
 from ..guards.operations import watched_operations
 
@@ -50,20 +49,28 @@ def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCal
     own = {} if owner is None else {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
     leaves, spec = pytree.tree_flatten((own, args, kwargs))
     _refuse_objects(leaves)
-    return LayerCall(layer, owner, _Tree.of(leaves, spec)), [x for x in leaves if isinstance(x, Tensor)]
+    given = _Tree.of(leaves, spec, lambda x: isinstance(x, Tensor))
+    return LayerCall(layer, owner, given), [leaves[i] for i in given.places]
+
+
+def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors where a graph of its own begins; in grad mode views, so that it goes on to what has made them."""
+    if torch.is_grad_enabled():
+        return [x.view_as(x) for x in tensors]
+    return [stand_in(x) if x.requires_grad else x.detach() for x in tensors]
 
 
 class _Tree(NamedTuple):
-    """A tree without its tensors."""
+    """A tree without some of its tensors."""
 
     leaves: list[Any]
-    places: list[int]  # of the tensors
+    places: list[int]  # of these
     spec: Any
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], spec: Any) -> _Tree:
-        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        return cls([None if isinstance(x, Tensor) else x for x in leaves], places, spec)
+    def of(cls, leaves: Sequence[Any], spec: Any, without: Callable[[Any], bool]) -> _Tree:
+        places = [i for i, x in enumerate(leaves) if without(x)]
+        return cls([None if without(x) else x for x in leaves], places, spec)
 
     def filled(self, tensors: Sequence[Tensor]) -> Any:
         leaves = self.leaves.copy()
@@ -82,10 +89,11 @@ class LayerCall:
         self._prints: list[Tensor] = []  # of what the first run gave
 
     def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors in what the layer returns, with their graph."""
+        """The tensors in what the layer returns that have a derivative, with their graph."""
+        tensors = apart(tensors)
         with watched_operations(LAYER) as seen:
             try:
-                found = self._run(tensors)
+                leaves, spec = self._run(tensors)
             except RuntimeError as error:
                 if "leaf Variable that requires grad" not in str(error):
                     raise
@@ -97,24 +105,26 @@ class LayerCall:
                 "take hft.remat there too"
             )
         _refuse_objects(self._given.leaves)  # what the layer has put into them
+        self._result = _Tree.of(leaves, spec, _differentiable)
+        found = [x for x in leaves if _differentiable(x)]
         _refuse_captured(found, tensors)
         self._prints = _prints(found, self._begin.replay)
         return found
 
-    def again(self, tensors: Sequence[Tensor], twice: bool = False) -> list[Tensor]:
-        """The same as in the first run. ``twice``: a derivative of its derivative will be asked for."""
-        found = self._begin.run(lambda: self._run(tensors))
-        for y in found if twice else ():
-            refuse_once_differentiable(y)
+    def again(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same as in the first run."""
+        leaves, _ = self._begin.run(lambda: self._run(tensors))
+        found = [x for x in leaves if _differentiable(x)]
         _refuse_others(self._prints, _prints(found, self._begin.replay))
         return found
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
-        """What the layer returned, with other tensors in it."""
+        """What the layer returned, with other tensors in it; asked for once, since it is not kept."""
         assert self._result is not None
-        return self._result.filled(tensors)
+        tree, self._result = self._result, None
+        return tree.filled(tensors)
 
-    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, tensors: Sequence[Tensor]) -> tuple[list[Any], Any]:
         own, args, kwargs = self._given.filled(tensors)
         with twice_differentiable(), torch.enable_grad():  # also in the first run: it may take a derivative itself
             if self._owner is None:
@@ -122,9 +132,11 @@ class LayerCall:
             else:
                 own = {f"owner.{name}": x for name, x in own.items()}
                 found = functional_call(_Inside(self._owner), own, (self._layer, *args), kwargs)
-        leaves, spec = pytree.tree_flatten(found)
-        self._result = self._result or _Tree.of(leaves, spec)
-        return [x for x in leaves if isinstance(x, Tensor)]
+        return pytree.tree_flatten(found)
+
+
+def _differentiable(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 class _Inside(nn.Module):

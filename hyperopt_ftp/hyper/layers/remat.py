@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import Function, forward_ad
 
-from ..core.graph import stand_in
 from ..core.leaves import OptionalTensors
 from ..core.torch_private import is_batched, outside_transforms, under_transform
-from .layer_call import LayerCall, Moment, call_of
+from ..guards.graphs import refuse_once_differentiable
+from .layer_call import LayerCall, Moment, apart, call_of
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def remat(layer: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
     Random numbers (dropout) and autocast are those of the first run. Attention goes by its formula, as in
     :func:`train`. Remats may lie in one another: the outer one then keeps its own arguments alone. Under a
-    ``torch.func`` transform the layer is called as it is; a third derivative is right, and saves nothing.
+    ``torch.func`` transform the layer is called as it is. Higher derivatives keep arguments alone, too.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def layer(w, x): return torch.tanh(x @ w)
@@ -69,83 +69,59 @@ def remat(layer: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     call, tensors = call_of(layer, args, kwargs)
     if not any(x.requires_grad for x in tensors):
         return layer(*args, **kwargs)
-    return call.result(RematLayer.apply(call, *tensors))
+    return call.result(Remat.apply(call, *tensors))
 
 
-class RematLayer(Function):
-    """A layer as a node, which keeps its arguments."""
+class Remat(Function):
+    """A call as a node, which keeps its tensors alone; so does the backward pass through it."""
 
     @staticmethod
-    def forward(ctx: Any, call: LayerCall, *xs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: LayerCall | Pullback, *tensors: Tensor) -> tuple[Tensor | None, ...]:
         ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*xs)
-        found = call.first(_inputs(xs, ctx.needs_input_grad[1:]))
-        ys = tuple(y.detach() for y in found)
-        ctx.mark_non_differentiable(*(y for y, x in zip(ys, found, strict=True) if not x.requires_grad))
-        return ys
+        ctx.save_for_backward(*tensors)
+        return tuple(None if y is None else y.detach() for y in call.first(tensors))
 
     @staticmethod
     def backward(ctx: Any, *vs: Tensor | None) -> tuple[Any, ...]:
-        _refuse_old_vmap(vs)
-        xs, need, further = ctx.saved_tensors, ctx.needs_input_grad[1:], torch.is_grad_enabled()
-        there, given = [v is not None for v in vs], [v for v in vs if v is not None]
-        if further and not under_transform():
-            return (None, *RematBackward.apply(ctx.call, need, there, *xs, *given))
+        if not under_transform() and any(v is not None and is_batched(v) for v in vs):
+            raise RuntimeError(
+                "hft.remat: several cotangents at once by is_grads_batched (as of torch.autograd.functional with "
+                "vectorize=True) cannot be taken; take torch.func.vmap over torch.autograd.grad, or one after the other"
+            )
+        back = Pullback(ctx.call, ctx.needs_input_grad[1:], [v is not None for v in vs])
+        tensors = [*ctx.saved_tensors, *(v for v in vs if v is not None)]
+        further = torch.is_grad_enabled() and not under_transform()
+        return (None, *(Remat.apply(back, *tensors) if further else back.first(tensors)))
+
+
+class Pullback:
+    """The backward pass through a call, as a call: of its tensors, and of the cotangents that are there."""
+
+    def __init__(self, call: LayerCall | Pullback, need: Sequence[bool], there: Sequence[bool]) -> None:
+        self._call, self._need, self._there, self._begin = call, need, there, Moment.now()
+
+    def first(self, tensors: Sequence[Tensor]) -> OptionalTensors:
+        count = len(self._need)
         with outside_transforms():  # which go over cotangents, in a graph from outside
-            at = _inputs(xs, need, further)
-            ys = ctx.call.again(at)
-        return (None, *_pull(compress(ys, there), given, at, need, further))
+            xs = apart(tensors[:count])
+        return self._pulled(xs, tensors[count:], torch.is_grad_enabled())
 
+    def again(self, tensors: Sequence[Tensor]) -> OptionalTensors:
+        count = len(self._need)
+        return self._begin.run(lambda: self._pulled(tensors[:count], tensors[count:], True))
 
-class RematBackward(Function):
-    """The backward pass of a layer as a node, which keeps arguments and cotangents."""
-
-    @staticmethod
-    def forward(ctx: Any, call: LayerCall, need: Any, there: Any, *tensors: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.call, ctx.need, ctx.there, ctx.begin = call, need, there, Moment.now()
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        at = _inputs(tensors[: len(need)], need)
-        return tuple(_pull(compress(call.again(at, twice=True), there), tensors[len(need) :], at, need))
-
-    @staticmethod
-    def backward(ctx: Any, *us: Tensor | None) -> tuple[Any, ...]:
-        _refuse_old_vmap(us)
-        count, asked, further = len(ctx.need), ctx.needs_input_grad[3:], torch.is_grad_enabled()
+    def _pulled(self, xs: Sequence[Tensor], vs: Sequence[Tensor], create_graph: bool) -> OptionalTensors:
+        """As plain autograd makes it; ``None``: zero, or not asked for."""
         with outside_transforms(), torch.enable_grad():
-            at = _inputs(ctx.saved_tensors, (*ctx.need, *asked[count:]), further)
-            xs, vs = at[:count], at[count:]
-            ys = compress(ctx.call.again(xs), ctx.there)
-            grads = ctx.begin.run(lambda: _pull(ys, vs, xs, ctx.need, True))
-        return (None, None, None, *_pull(grads, us, at, asked, further))
-
-
-def _refuse_old_vmap(cotangents: Sequence[Tensor | None]) -> None:
-    if not under_transform() and any(v is not None and is_batched(v) for v in cotangents):
-        raise RuntimeError(
-            "hft.remat: several cotangents at once by is_grads_batched (as of torch.autograd.functional with "
-            "vectorize=True) cannot be taken; take torch.func.vmap over torch.autograd.grad, or one after the other"
-        )
-
-
-def _inputs(tensors: Sequence[Tensor], need: Sequence[bool], further: bool = False) -> list[Tensor]:
-    """Of a graph of its own; ``further``: a derivative goes on from the tensors as they are."""
-    if further:
-        return [x.view_as(x) for x in tensors]
-    return [stand_in(x) if needed else x.detach() for x, needed in zip(tensors, need, strict=True)]
-
-
-def _pull(
-    ys: Iterable[Tensor | None], vs: Sequence[Tensor | None], at: Sequence[Tensor], asked: Sequence[bool],
-    create_graph: bool = False,
-) -> OptionalTensors:  # fmt: skip
-    """Vector-Jacobian product, as plain autograd makes it; ``None``: zero, or not asked for."""
-    pairs = [(y, v) for y, v in zip(ys, vs, strict=True) if y is not None and v is not None and y.requires_grad]
-    wanted = [a and x.requires_grad for x, a in zip(at, asked, strict=True)]
-    if not pairs or not any(wanted):
-        return [None] * len(at)
-    outputs, cotangents = zip(*pairs, strict=True)
-    inputs = compress(at, wanted)
-    found = iter(torch.autograd.grad(outputs, [*inputs], cotangents, create_graph=create_graph, allow_unused=True))
-    return [next(found) if yes else None for yes in wanted]
+            ys = compress(self._call.again(xs), self._there)
+        pairs = [(y, v) for y, v in zip(ys, vs, strict=True) if y is not None and y.requires_grad]
+        wanted = [need and x.requires_grad for x, need in zip(xs, self._need, strict=True)]
+        if not pairs or not any(wanted):
+            return [None] * len(xs)
+        for y, _ in pairs if create_graph else ():
+            refuse_once_differentiable(y)
+        outputs, cotangents = zip(*pairs, strict=True)
+        inputs = [*compress(xs, wanted)]
+        found = iter(torch.autograd.grad(outputs, inputs, cotangents, create_graph=create_graph, allow_unused=True))
+        return [next(found) if yes else None for yes in wanted]

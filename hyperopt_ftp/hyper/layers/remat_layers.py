@@ -39,7 +39,7 @@ def remat_layers(net: nn.Module, pattern: str) -> list[str]:
     >>> hft.remat_layers(net, "1")
     ['1']
     >>> type(net(torch.ones(3, 2)).grad_fn).__name__
-    'RematLayerBackward'
+    'RematBackward'
     """
     for name, module in net.named_modules():
         # The first is Hugging Face's flag, the second timm's.

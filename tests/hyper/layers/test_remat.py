@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -127,6 +128,14 @@ def test_arguments_and_results_are_trees():
         assert x.equal(y)
         assert x.requires_grad == y.requires_grad
     assert found["rest"][1].equal(plain["rest"][1])
+    # Without any that has a derivative, which are not kept.
+    found = hft.remat(lambda a: (2 * a.detach(), a.argmax()), a)
+    assert found[0].equal(2 * a)
+    constant, y = hft.remat(lambda a: (2 * a.detach(), a.sin()), a)
+    kept = weakref.ref(constant)
+    del constant
+    assert y.requires_grad
+    assert kept() is None
 
 
 def test_a_module_has_its_parameters_and_buffers_for_arguments_wherever_they_come_from():
@@ -201,6 +210,27 @@ def test_a_plain_gradient_computes_a_layer_twice_and_a_product_thrice():
     (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x, create_graph=True)
     torch.autograd.grad(g.sum(), x)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_graphs_keep_nothing_of_a_layer(order):
+    made = []
+
+    def layer(x):
+        made.append(weakref.ref(y := x.sin()))
+        return y.cos()
+
+    def alive(call):
+        made.clear()
+        x = X.clone().requires_grad_()
+        value = call(x).sum()
+        for _ in range(order - 1):
+            (g,) = torch.autograd.grad(value, x, create_graph=True)
+            value = g.square().sum()
+        return sum(y() is not None for y in made)
+
+    assert alive(lambda x: hft.remat(layer, x)) == 0
+    assert alive(layer) == 1
 
 
 def test_autocast_is_that_of_the_first_run_and_of_the_first_gradient():
@@ -365,7 +395,7 @@ STRATEGIES = [
     hft.Unroll(checkpoint=False), hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt"),
     hft.Unroll(checkpoint="log"), hft.Unroll(checkpoint=2, offload=True), hft.Unroll(memory=10**6),
     hft.Unroll(truncate=2), hft.Unroll(first_order=True), hft.Forward(), hft.Forward(chunk=1),
-    hft.ZeroOrder(2, sigma=0.1),
+    hft.Unroll(offload="disk"), hft.ZeroOrder(2, sigma=0.1),
 ]  # fmt: skip
 
 
