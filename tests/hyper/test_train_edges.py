@@ -259,13 +259,21 @@ def test_an_error_of_memory_under_forward_keeps_its_class():
 def test_zero_order_counts_errors_where_vmap_cannot_be_used():
     opt = hft.from_torchopt(__import__("torchopt").sgd, lr=0.1, momentum=0.5)
     strategy = hft.ZeroOrder(8, 0.3, generator=torch.Generator().manual_seed(0))
+    seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(0)))
+    drawn = [torch.randn((), dtype=F64, generator=torch.Generator().manual_seed(seed + i)) for i in range(8)]
     end = hft.train(opt, loss, W, DATA).params.detach()
+
+    def errors(momentum):
+        return (hft.train(opt, loss, W, DATA, hparams={"momentum": torch.as_tensor(momentum)}).params > end).sum()
+
     with pytest.warns(UserWarning, match="one after the other"):
         value, grads, _ = hft.hypergradient(
             opt, loss, lambda p: (p > end).sum(), W, DATA, "momentum", strategy=strategy
         )
     assert not value.is_floating_point()
-    assert grads["momentum"] != 0
+    assert value == errors(0.5)
+    want = sum(e * (errors(0.5 + 0.3 * e) - errors(0.5 - 0.3 * e)) for e in drawn) / (8 * 0.6)
+    torch.testing.assert_close(grads["momentum"], want.to(grads["momentum"]))
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
