@@ -40,9 +40,7 @@ class Carried(NamedTuple):
 
 @explained("of_module(net, lambda m, batch: loss_of(m(batch[0]), batch[1]))")
 def of_module(
-    net: nn.Module,
-    method: Callable[..., Tensor] | None = None,
-    buffers: Mapping[str, Tensor] | None = None,
+    net: nn.Module, method: Callable[..., Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
 ) -> OfModule:
     """A training loss of a module, which :func:`train` and the others take: ``loss(params, batch[, own]) -> scalar``.
 

@@ -187,10 +187,7 @@ WRONG = {
     "another name": (lambda p, b: {"x": p["x"], "z": p["y"]}, "must have the structure of the parameters: .*'y'"),
     "one too few": (lambda p, b: {"x": p["x"]}, "must have the structure of the parameters"),
     "a list": (lambda p, b: [p["x"], p["y"]], "must have the structure of the parameters"),
-    "another shape": (
-        lambda p, b: {"x": p["x"][:2], "y": p["y"]},
-        r"for 'x' a tensor of shape \(3,\) .*\[2\]",
-    ),
+    "another shape": (lambda p, b: {"x": p["x"][:2], "y": p["y"]}, r"for 'x' a tensor of shape \(3,\) .*\[2\]"),
     "a number": (lambda p, b: {"x": p["x"], "y": 0.0}, r"for 'y' a tensor of shape \(3,\) .*, got 0.0"),
     "no graph": (lacks, "for 'x' .*torch.func.grad .*create_graph=True.* got one without a graph"),
     "one argument": (lambda p: p, "grads is called as grads.params, batch., but takes 1"),

@@ -80,13 +80,7 @@ def test_values_and_derivatives_of_two_orders_are_those_of_many_steps_by_hand(so
 @SOLVED
 @pytest.mark.parametrize(
     "transform",
-    [
-        grad,
-        jacfwd,
-        hessian,
-        lambda f: jacrev(jacfwd(f)),
-        lambda f: lambda b: vmap(hessian(f))(torch.stack([b, -b])),
-    ],
+    [grad, jacfwd, hessian, lambda f: jacrev(jacfwd(f)), lambda f: lambda b: vmap(hessian(f))(torch.stack([b, -b]))],
     ids=["grad", "jacfwd", "hessian", "jacrev of jacfwd", "vmap of hessian"],
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")

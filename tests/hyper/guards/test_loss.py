@@ -32,10 +32,7 @@ from ...support.hypergradients import (
 )
 from ...support.problems import central_differences, loop, loss, start
 
-TRANSFORMS = {
-    "grad": torch.func.grad,
-    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1],
-}
+TRANSFORMS = {"grad": torch.func.grad, "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1]}
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 
 # -- losses without a graph, and no gradients at all ------------------------------------------------------------------
@@ -366,10 +363,7 @@ def test_a_number_of_params_that_is_used_warns_once(uses):
 
 
 #: What becomes of the loss in the third step; the number alone leaves the graph what it was.
-LATER = {
-    "another graph": lambda p, y, h: y + p["w"].mean() * h.item(),
-    "the same graph": lambda p, y, h: y * float(h),
-}
+LATER = {"another graph": lambda p, y, h: y + p["w"].mean() * h.item(), "the same graph": lambda p, y, h: y * float(h)}
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once
