@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -30,7 +29,7 @@ from ...support.hypergradients import (
     outer,
     slope,
 )
-from ...support.problems import central_differences, loop, loss, start
+from ...support.problems import Cube, central_differences, loop, loss, start
 
 TRANSFORMS = {"grad": torch.func.grad, "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1]}
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -113,24 +112,6 @@ def test_a_loss_of_ones_own_may_inherit_from_torch_s():
 
 
 # -- functions that can be differentiated once ------------------------------------------------------------------------
-
-
-class Cube(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
 
 
 class Marked(Cube):

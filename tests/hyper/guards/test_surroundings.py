@@ -54,17 +54,22 @@ def squares(p: Tensor, x: Tensor, write: bool = False) -> Tensor:
     return (p * x - 1).square().sum()
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each look at the operations of a loss or an update: a mode of torch is put around them."""
-    found, enter = [], TorchDispatchMode.__enter__
+def entered(kind: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all modes of that kind that are put around code from now on."""
+    found, enter = list[str](), kind.__enter__
 
-    def counted(self: TorchDispatchMode) -> Any:
+    def counted(self: Any) -> Any:
         found.append(type(self).__name__)
         return enter(self)
 
-    monkeypatch.setattr(TorchDispatchMode, "__enter__", counted)
+    monkeypatch.setattr(kind, "__enter__", counted)
     return found
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each look at the operations of a loss or an update."""
+    return entered(TorchDispatchMode, monkeypatch)
 
 
 def test_a_second_call_is_not_looked_at(looks: list[str]):
@@ -118,13 +123,7 @@ NESTS = {
 
 
 def test_under_each_nest_of_transforms_updates_are_looked_at_once(monkeypatch: pytest.MonkeyPatch):
-    looks, enter = [], TorchFunctionMode.__enter__
-
-    def counted(self: TorchFunctionMode) -> Any:
-        looks.append(type(self).__name__)
-        return enter(self)
-
-    monkeypatch.setattr(TorchFunctionMode, "__enter__", counted)
+    looks = entered(TorchFunctionMode, monkeypatch)
 
     def end(lr: Tensor) -> Tensor:
         return hft.train(opt, squares, given, VECTORS, hparams={"lr": lr}).params.sum()
