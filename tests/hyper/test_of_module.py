@@ -107,6 +107,10 @@ def test_derivatives_and_buffers_are_those_of_a_loop_by_hand(strategy):
     torch.manual_seed(7)
     run = hft.train(OPT, hft.of_module(net, fit), named(net), data(), hparams={"lr": lr, "loss": h}, strategy=strategy)
     same(run, want[1])
+    if strategy.stepwise:
+        torch.manual_seed(7)
+        given = {"hparams": {"lr": lr, "loss": h}, "strategy": strategy}
+        same([*hft.steps(OPT, hft.of_module(net, fit), named(net), data(), **given)][-1], want[1])
     assert not run.buffers["1.running_mean"].requires_grad
     got = torch.autograd.grad(held_out(net, run.params, run.buffers), (lr, h))
     torch.testing.assert_close(got, slopes, rtol=1e-12, atol=0)

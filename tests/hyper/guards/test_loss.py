@@ -232,6 +232,7 @@ TAKEN = {
     "as_tensor": lambda p, h: torch.as_tensor([h["s"].exp(), 1.0])[0],
     "new_tensor": lambda p, h: p.new_tensor([h["s"].exp()])[0],
     "int": lambda p, h: int(10 * h["s"].exp()),
+    "an operation of aten": lambda p, h: torch.ops.aten._local_scalar_dense(h["s"]),
 }
 HPARAMS = {"loss": {"s": f64(0.3), "v": f64([0.1, 0.2]), "l2": f64(0.1)}}
 

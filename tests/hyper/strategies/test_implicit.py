@@ -184,6 +184,9 @@ def test_a_backward_pass_through_vmap_does_not_train_again(n):
     for second in (
         lambda: torch.autograd.grad(slope(together, h, create_graph=True), h)[0],
         lambda: torch.func.grad(torch.func.grad(together))(h.detach()),
+        lambda: torch.func.jvp(torch.func.grad(lambda h: sum(after(h, x) for x in tasks)), (h.detach(),), (f64(1.0),))[
+            1
+        ],
         lambda: torch.func.grad(torch.func.grad(lambda h: sum(after(h, x) for x in tasks)))(h.detach()),
     ):
         updates.clear()

@@ -93,6 +93,8 @@ def test_a_captured_tensor_that_only_a_later_loss_uses_counts():
 
     got, want = slopes(loss, c, torch.ones(3, dtype=F64), data)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="train_loss uses a tensor .* no argument of train"):  # a node would lose it
+        hft.train(hft.sgd(lr=c), loss, torch.ones(3, dtype=F64), data, strategy=hft.Unroll(checkpoint=1))
 
 
 @pytest.mark.parametrize("call", ["first", "second"])
