@@ -154,6 +154,10 @@ def test_a_function_of_hparams_alone_is_differentiated_once(strategy):
     assert got.item() == pytest.approx(central_differences(at, f64(0.8))[0].item(), rel=1e-6)
     with pytest.raises(RuntimeError, match="once_differentiable"):  # which differentiates a backward pass again
         call(train_loss, hft.Forward(), over="loss", hparams={"loss": f64(0.8)})
+    h = f64(0.8).requires_grad_()
+    run = hft.train(SGD, train_loss, start(), DATA, hparams={"loss": h}, strategy=hft.Unroll(checkpoint=1))
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # so does this
+        torch.autograd.grad(outer(run.params), h, create_graph=True)
 
 
 @every_transform
