@@ -18,6 +18,8 @@ from hyperopt_ftp.hyper import InnerProblem, Strategy
 from hyperopt_ftp.hyper.core.inputs import BufferedState
 from hyperopt_ftp.hyper.unrolling import eager
 
+from ..support.hypergradients import drawn
+
 F64 = torch.float64
 OPT = hft.sgd(lr=0.1, momentum=0.9)
 
@@ -141,10 +143,9 @@ def test_zero_order_hands_buffers_on_too():
     run = hft.train(OPT, hft.of_module(net, fit), params, data(), hparams={"lr": lr}, strategy=strategy)
     same(run, want[1])
     (slope,) = torch.autograd.grad(held_out(net, *want), at)
-    seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))
-    drawn = [torch.randn((), dtype=F64, generator=torch.Generator().manual_seed(seed + i)) for i in range(2)]
     (got,) = torch.autograd.grad(held_out(net, run.params, run.buffers), lr)
-    torch.testing.assert_close(got, sum(e * e for e in drawn) / 2 * slope, rtol=1e-7, atol=0)
+    size = sum(e * e for e in drawn(2, generator=torch.Generator().manual_seed(3))) / 2
+    torch.testing.assert_close(got, size * slope, rtol=1e-7, atol=0)
 
 
 def test_buffers_are_those_of_the_step_where_graphs_turn_out_to_be_too_large(monkeypatch):
