@@ -414,6 +414,10 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
         return loss(p, x)
 
     run(leaf(0.1), train_loss=by_formula).params.sum().backward()
+    outer = {"outer_loss": lambda p: by_formula(p, X), "params": W, "batches": DATA, "over": "lr"}
+    torch.func.grad(lambda lr: hft.hypergradient(SGD, loss, hparams={"lr": lr}, **outer)[0])(
+        torch.tensor(0.1, dtype=F64)
+    )
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
