@@ -135,7 +135,7 @@ class OfModule:
 
     def buffered(self, state: State) -> BufferedState:
         """That of an optimizer with the buffers where training begins."""
-        return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried})
+        return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)) for n in self.carried})
 
     def step(self, modes: Any, at: Any, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""

@@ -189,6 +189,7 @@ def minus(x, t):
         (lambda t: hft.root(minus, ZERO.long(), t), TypeError, "x0 must hold float32 or float64 tensors, got"),
         (lambda t: hft.root(minus, [], t), TypeError, "x0 must hold float32 or float64 tensors, got"),
         (lambda t: hft.root(lambda x: x, ZERO, t), TypeError, "takes 1 positional argument"),
+        (lambda t: hft.root(minus, torch.zeros(1001), t, solve=minus), ValueError, "1001 entries.* give solve="),
         (lambda t: hft.root(minus, torch.zeros(1001), t), ValueError, "1001 entries.* give solve= and strategy=hft.I"),
         (lambda t: hft.root(minus, ZERO, t, strategy=hft.Unroll()), TypeError, r"must be hft.Implicit\(...\), with"),
         (lambda t: hft.root(minus, ZERO, t, strategy=hft.Implicit(batches=2)), TypeError, "with batches=1, got"),

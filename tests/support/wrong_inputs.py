@@ -379,6 +379,7 @@ def dual() -> Any:
 TRAINING: list[Row] = [
     (lambda: call(data={"x": DATA}), TypeError, r"got dict; give a list with one dict for each step: \[\{name: x\[k\]"),
     (lambda: trained(batches="abc"), TypeError, r"must be a sequence, .*got str; use list\("),
+    (lambda: trained(batches=torch.tensor(1.0)), TypeError, "must be a sequence, .*got Tensor"),
     (lambda: trained(batches=20), TypeError, "got int; give the batches, not their number"),
     (
         lambda: trained(batches=(torch.ones(20, 3), torch.ones(20))),
