@@ -459,6 +459,7 @@ LOOPS: list[Row] = [
     (lambda: rounds(by=torch.optim.LBFGS), TypeError, "by: LBFGS evaluates the loss itself"),
     (lambda: rounds(by=partial(torch.optim.SGD, lr=-1)), TypeError, "with a list of 1 tensors and failed: Invalid"),
     (lambda: rounds(inner_steps=0), ValueError, "inner_steps must be a number of steps >= 1, got 0"),
+    (lambda: rounds(outer_steps=0), ValueError, "outer_steps must be a number of steps >= 1, got 0"),
     (lambda: rounds(inner_steps=lambda n: n == 1), ValueError, "inner_steps must be a number of steps >= 1, got True"),
     (lambda: rounds("batches", inner_steps=lambda n: 4), ValueError, "entries, a number, the same in each"),
     (lambda: rounds(outer_loss=None), TypeError, "must be a function that returns a scalar tensor, got NoneType"),
