@@ -23,10 +23,10 @@ def layer(x, theta):
     """Of a DEQ: attention within each example, a projection, and a mask that is drawn once; it contracts."""
     mixed = scaled_dot_product_attention(x["h"], x["h"] @ theta["w"], x["h"])
     h = torch.tanh(theta["mask"] * (mixed @ theta["w"]) / 2 + theta["b"] + x["s"])
-    return {"h": h, "s": x["h"].mean((0, 1)) * 0.3}
+    return {"h": h, "s": x["h"].mean((0, 1, 2)) * 0.3}
 
 
-START = {"h": torch.zeros(1, 2, 3, dtype=F64), "s": torch.zeros(3, dtype=F64)}
+START = {"h": torch.zeros(1, 1, 2, 3, dtype=F64), "s": torch.zeros(3, dtype=F64)}
 THETA = {"w": drawn(3, 3), "b": drawn(1, 2, 3, seed=1), "mask": (drawn(1, 2, 3, seed=4) > 0).long()}
 
 
