@@ -215,7 +215,7 @@ def test_lines_are_those_of_code():
 
         # a remark
         return [
-            math.sqrt(x),  # another
+            math.sqrt(x)  # another
         ]
 
     assert lines_of(function) == 4

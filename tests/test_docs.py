@@ -168,12 +168,7 @@ def report(study: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("page", "least"),
-    [
-        ("docs/when.md", 40),
-        ("docs/stories.md", 30),
-        ("experiments/classification/README.md", 80),
-    ],
+    ("page", "least"), [("docs/when.md", 40), ("docs/stories.md", 30), ("experiments/classification/README.md", 80)]
 )
 def test_numbers_beside_a_report_are_in_it(page, least):
     """A section that links reports, or shows what is printed, has its percentages and decimals from there."""

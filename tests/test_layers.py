@@ -79,22 +79,9 @@ def test_compiled_steps_are_known_to_two_strategies_alone():
 
 
 # Parts that run, compile or look at values; every other one is pure.
-RUNS = {
-    "hyper",
-    "mixing",
-    "torchopt_bridge",
-    "kernels",
-    "torch_optim",
-    "watch",
-    "plot",
-    "testing",
-    "integrations",
-}
+RUNS = {"hyper", "mixing", "torchopt_bridge", "kernels", "torch_optim", "watch", "plot", "testing", "integrations"}
 PURE = sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - RUNS)
-PURE += [
-    "hyper/loops/held_out",
-    "hyper/loops/tpgm",
-]
+PURE += ["hyper/loops/held_out", "hyper/loops/tpgm"]
 
 
 @pytest.mark.parametrize("folder", PURE)

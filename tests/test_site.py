@@ -272,8 +272,7 @@ def test_the_header_has_the_version_and_the_repository():
 
 
 @pytest.mark.parametrize(
-    ("words", "target"),
-    [("MAML", "docs/recipes.html"), ("mixed precision", "docs/gotchas.html#mixed-precision")],
+    ("words", "target"), [("MAML", "docs/recipes.html"), ("mixed precision", "docs/gotchas.html#mixed-precision")]
 )
 def test_the_search_finds_without_a_server(words, target, built, page):
     page.goto((built[0] / "index.html").as_uri())

@@ -346,11 +346,7 @@ def meta_optimizer(opt: Any, net: Net, inplace: bool) -> dict[str, Tensor]:
 
 
 #: Each with what its ``inplace`` may be.
-FORMS = [
-    *product((functional, func_optimizer), (False, True)),
-    (optimizer, True),
-    (meta_optimizer, False),
-]
+FORMS = [*product((functional, func_optimizer), (False, True)), (optimizer, True), (meta_optimizer, False)]
 
 #: A step rounds W about four times, in W + ((W - d) - W): 4 * 2^-53 * 4 = 2e-15 where |W| < 4. The gradients carry that
 #: on: seven times the 1.4e-14 of eight steps.

@@ -40,9 +40,7 @@ class Carried(NamedTuple):
 
 @explained("of_module(net, lambda m, batch: loss_of(m(batch[0]), batch[1]))")
 def of_module(
-    net: nn.Module,
-    method: Callable[..., Tensor] | None = None,
-    buffers: Mapping[str, Tensor] | None = None,
+    net: nn.Module, method: Callable[..., Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
 ) -> OfModule:
     """A training loss of a module, which :func:`train` and the others take: ``loss(params, batch[, own]) -> scalar``.
 
@@ -137,7 +135,7 @@ class OfModule:
 
     def buffered(self, state: State) -> BufferedState:
         """That of an optimizer with the buffers where training begins."""
-        return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)).clone() for n in self.carried})
+        return BufferedState(state, {n: self.buffers.get(n, self.net.get_buffer(n)) for n in self.carried})
 
     def step(self, modes: Any, at: Any, batch: Any, *own: Any) -> Tensor:
         """The loss of a step. Its derivative in the buffers is what the step makes of them, since they add 0 to it."""

@@ -10,17 +10,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from tests.device.backend import waits
 
-from ..support.contract import (
-    SHAPES,
-    TORCHS,
-    Options,
-    Row,
-    every_input,
-    every_row,
-    parameters,
-    step,
-    through_a_file,
-)
+from ..support.contract import SHAPES, TORCHS, Options, Row, every_input, every_row, parameters, step, through_a_file
 from ..support.devices import same
 
 #: With foreach these compute what is of all layers together on the host: so many copies a step.

@@ -425,10 +425,7 @@ def decisions_are_agreed_on(folder: Path) -> None:
     before, eager.SMALL = eager.SMALL, 110_000
     try:
         with counted() as names:
-            found = [
-                hypergradient(hft.Unroll(memory=memory), False),
-                hypergradient(hft.Unroll(), False, (1, 2, 3)),
-            ]
+            found = [hypergradient(hft.Unroll(memory=memory), False), hypergradient(hft.Unroll(), False, (1, 2, 3))]
     finally:
         eager.SMALL = before
     assert all(other == names for other in gathered(names))

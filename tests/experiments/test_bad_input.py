@@ -61,10 +61,7 @@ def test_what_cannot_run_is_refused_before_any_work(study, arguments, said, caps
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--epochs", "two"], "two"), (["--epoch", "2"], "--epochs")],
-)
+@pytest.mark.parametrize(("arguments", "said"), [(["--epochs", "two"], "two"), (["--epoch", "2"], "--epochs")])
 def test_what_the_command_line_refuses(capsys, arguments, said):
     with pytest.raises(SystemExit) as stopped:
         ran(STUDY, *arguments)

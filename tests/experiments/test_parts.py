@@ -89,11 +89,7 @@ def test_limit_is_even_over_the_classes(emoji):
         limit_items(emoji, 23, seed=0)
 
 
-CHANGES = {
-    "anchor_epochs": 3,
-    "anchor_lr": 1e-3,
-    "device": "cuda",
-}
+CHANGES = {"anchor_epochs": 3, "anchor_lr": 1e-3, "device": "cuda"}
 
 
 def task_of(parts: dict[str, Pictures], config: Config) -> ClassificationTask:

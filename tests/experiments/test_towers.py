@@ -11,13 +11,7 @@ from experiments.tuning.towers.config import Config
 from experiments.tuning.towers.report import band, best_place, decades, summarise
 from experiments.tuning.towers.study import STUDY
 from experiments.tuning.towers.tasks import ALPHABET, CONTEXT, Task, codes, contexts, of_digits, of_tweets, one_hot
-from experiments.tuning.towers.training import (
-    draw,
-    first_hparams,
-    tower,
-    train,
-    train_all,
-)
+from experiments.tuning.towers.training import draw, first_hparams, tower, train, train_all
 from tests.experiments.running import ran, results
 
 TINY = ["--tasks", "digits", "--bases", "sgd", "--heights", "0", "1", "--seeds", "0", "1", "--steps", "4"]

@@ -23,10 +23,10 @@ def layer(x, theta):
     """Of a DEQ: attention within each example, a projection, and a mask that is drawn once; it contracts."""
     mixed = scaled_dot_product_attention(x["h"], x["h"] @ theta["w"], x["h"])
     h = torch.tanh(theta["mask"] * (mixed @ theta["w"]) / 2 + theta["b"] + x["s"])
-    return {"h": h, "s": x["h"].mean((0, 1)) * 0.3}
+    return {"h": h, "s": x["h"].mean((0, 1, 2)) * 0.3}
 
 
-START = {"h": torch.zeros(1, 2, 3, dtype=F64), "s": torch.zeros(3, dtype=F64)}
+START = {"h": torch.zeros(1, 1, 2, 3, dtype=F64), "s": torch.zeros(3, dtype=F64)}
 THETA = {"w": drawn(3, 3), "b": drawn(1, 2, 3, seed=1), "mask": (drawn(1, 2, 3, seed=4) > 0).long()}
 
 
@@ -80,13 +80,7 @@ def test_values_and_derivatives_of_two_orders_are_those_of_many_steps_by_hand(so
 @SOLVED
 @pytest.mark.parametrize(
     "transform",
-    [
-        grad,
-        jacfwd,
-        hessian,
-        lambda f: jacrev(jacfwd(f)),
-        lambda f: lambda b: vmap(hessian(f))(torch.stack([b, -b])),
-    ],
+    [grad, jacfwd, hessian, lambda f: jacrev(jacfwd(f)), lambda f: lambda b: vmap(hessian(f))(torch.stack([b, -b]))],
     ids=["grad", "jacfwd", "hessian", "jacrev of jacfwd", "vmap of hessian"],
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")
@@ -195,6 +189,7 @@ def minus(x, t):
         (lambda t: hft.root(minus, ZERO.long(), t), TypeError, "x0 must hold float32 or float64 tensors, got"),
         (lambda t: hft.root(minus, [], t), TypeError, "x0 must hold float32 or float64 tensors, got"),
         (lambda t: hft.root(lambda x: x, ZERO, t), TypeError, "takes 1 positional argument"),
+        (lambda t: hft.root(minus, torch.zeros(1001), t, solve=minus), ValueError, "1001 entries.* give solve="),
         (lambda t: hft.root(minus, torch.zeros(1001), t), ValueError, "1001 entries.* give solve= and strategy=hft.I"),
         (lambda t: hft.root(minus, ZERO, t, strategy=hft.Unroll()), TypeError, r"must be hft.Implicit\(...\), with"),
         (lambda t: hft.root(minus, ZERO, t, strategy=hft.Implicit(batches=2)), TypeError, "with batches=1, got"),

@@ -78,18 +78,11 @@ LIBRARIES = [
         {"SparseAdam": "takes sparse gradients alone, which FTP refuses"},
     ),
     Library("timm", "timm.optim", {"Lookahead": lambda cls, named: cls(torch.optim.SGD(named, lr=0.05), 0.5, 3)}),
-    Library(
-        "torchao",
-        "torchao.optim",
-        left_out={"CPUOffloadOptimizer": "needs a GPU"},
-    ),
+    Library("torchao", "torchao.optim", left_out={"CPUOffloadOptimizer": "needs a GPU"}),
     Library(
         "bitsandbytes",
         "bitsandbytes.optim",
-        dict.fromkeys(
-            ("LARS", "LARS8bit", "LARS32bit", "PytorchLARS", "SGD", "SGD8bit", "SGD32bit"),
-            _momentum,
-        ),
+        dict.fromkeys(("LARS", "LARS8bit", "LARS32bit", "PytorchLARS", "SGD", "SGD8bit", "SGD32bit"), _momentum),
         left_out=dict.fromkeys(("AdEMAMix32bit", "PagedAdEMAMix32bit"), "fails by itself on a CPU"),
     ),
     Library(
@@ -137,11 +130,7 @@ LIBRARIES = [
     ),
     Library("prodigyopt", "prodigyopt"),
     Library("lion-pytorch", "lion_pytorch"),
-    Library(
-        "transformers",
-        "transformers.optimization",
-        left_out={"LayerWiseDummyOptimizer": "moves nothing"},
-    ),
+    Library("transformers", "transformers.optimization", left_out={"LayerWiseDummyOptimizer": "moves nothing"}),
 ]
 #: Those whose resumed run is another by themselves: they draw random numbers, or change the order of a sum.
 NOISY = frozenset({"Adahessian", "LATHER", "PSGDKron", "QSGD"})

@@ -49,6 +49,12 @@ def call(train_loss=loss, strategy=None, over="lr", hparams=None, outer_loss=out
     )
 
 
+def drawn(count, *shape, generator=None):
+    """The directions that ZeroOrder draws for one tensor, with such a generator."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i), dtype=F64) for i in range(count)]
+
+
 def slope(train_loss=loss, strategy=None, **options):
     """The hypergradient of lr."""
     return call(train_loss, strategy, **options)[1]["lr"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hyperopt_ftp import tree
 from hyperopt_ftp.testing import central_differences as central_differences
@@ -15,7 +16,7 @@ from hyperopt_ftp.testing import small_loss as loss
 from hyperopt_ftp.testing import small_params as start
 from hyperopt_ftp.testing import small_training as train
 
-__all__ = ["batches", "central_differences", "entries", "largest_difference", "loop", "loss", "start", "train"]
+__all__ = ["Cube", "batches", "central_differences", "entries", "largest_difference", "loop", "loss", "start", "train"]
 
 
 def loop(opt: Any, train_loss: Any, params: Any, data: Any, state: Any = None, hparams: Any = None, last: Any = None):
@@ -29,6 +30,26 @@ def loop(opt: Any, train_loss: Any, params: Any, data: Any, state: Any = None, h
         grads = torch.autograd.grad(train_loss(params, x), leaves, create_graph=True)
         params, state = opt.update(rebuild(list(grads)), state, params, hparams)
     return params, state
+
+
+class Cube(torch.autograd.Function):
+    """What can be differentiated once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
 
 
 def entries(values: Any) -> Tensor:

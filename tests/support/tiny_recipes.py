@@ -18,10 +18,7 @@ from . import tiny_datasets as tiny
 RESNET = {"model": "test_resnet", "image_size": 32, "resize": 36, "fixed_size": False}
 VIT = {"model": "test_vit", "image_size": 32, "resize": 36, "fixed_size": True}
 # How to make the data of a recipe, and what makes the recipe fit them.
-DATA = {
-    "domainnet": (tiny.domainnet, {"classes": 3}),
-    "imagenet": (tiny.imagenet, {"classes": 4}),
-}
+DATA = {"domainnet": (tiny.domainnet, {"classes": 3}), "imagenet": (tiny.imagenet, {"classes": 4})}
 
 
 def small(name: str, **changes) -> Recipe:

@@ -287,10 +287,7 @@ PROBLEMS = [
     Problem("lstm", lstm, x=floats_in(2, 2), opt=SGD),
     Problem("tied", tied, x=labels(3), y=labels(3), distance=entropies),
     Problem(
-        "checkpoint",
-        lambda: mlp(nn.Tanh(), nn.Dropout(0.5)),
-        checkpointed=True,
-        fails=dict.fromkeys(TRANSFORMS, HOOKS),
+        "checkpoint", lambda: mlp(nn.Tanh(), nn.Dropout(0.5)), checkpointed=True, fails=dict.fromkeys(TRANSFORMS, HOOKS)
     ),
     Problem(
         "checkpointed attention",

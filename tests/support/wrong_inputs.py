@@ -392,6 +392,7 @@ def dual() -> Any:
 TRAINING: list[Row] = [
     (lambda: call(data={"x": DATA}), TypeError, r"got dict; give a list with one dict for each step: \[\{name: x\[k\]"),
     (lambda: trained(batches="abc"), TypeError, r"must be a sequence, .*got str; use list\("),
+    (lambda: trained(batches=torch.tensor(1.0)), TypeError, "must be a sequence, .*got Tensor"),
     (lambda: trained(batches=20), TypeError, "got int; give the batches, not their number"),
     (
         lambda: trained(batches=(torch.ones(20, 3), torch.ones(20))),
@@ -476,6 +477,7 @@ LOOPS: list[Row] = [
     (lambda: rounds(by=torch.optim.LBFGS), TypeError, "by: LBFGS evaluates the loss itself"),
     (lambda: rounds(by=partial(torch.optim.SGD, lr=-1)), TypeError, "with a list of 1 tensors and failed: Invalid"),
     (lambda: rounds(inner_steps=0), ValueError, "inner_steps must be a number of steps >= 1, got 0"),
+    (lambda: rounds(outer_steps=0), ValueError, "outer_steps must be a number of steps >= 1, got 0"),
     (lambda: rounds(inner_steps=lambda n: n == 1), ValueError, "inner_steps must be a number of steps >= 1, got True"),
     (lambda: rounds("batches", inner_steps=lambda n: 4), ValueError, "entries, a number, the same in each"),
     (lambda: rounds(outer_loss=None), TypeError, "must be a function that returns a scalar tensor, got NoneType"),

@@ -86,11 +86,7 @@ def test_a_file_without_the_prefix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("title", "make"),
-    [
-        ("FTPAdamW", hft.FTPAdamW),
-        ("SPD", lambda p, **own: hft.SPD(torch.optim.Adam(p), **own)),
-    ],
+    ("title", "make"), [("FTPAdamW", hft.FTPAdamW), ("SPD", lambda p, **own: hft.SPD(torch.optim.Adam(p), **own))]
 )
 def test_an_exclude_that_leaves_nothing_is_said_where_the_class_is_called(title, make):
     with pytest.warns(UserWarning, match=f"leaves {title} no parameter of 7 to hold, until") as caught:

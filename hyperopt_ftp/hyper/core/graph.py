@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -14,15 +14,14 @@ from torch.autograd.graph import Node
 _NODE = itemgetter(0)  # of a pair with the number of its input
 
 
-def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
-    """Some nodes of a graph and all below them, each once, down to and with those of ``until``."""
+def nodes_below(*nodes: Node | None) -> list[Node]:
+    """Some nodes of a graph and all below them, each once."""
     stack, found = [*nodes], dict[Node, None]()  # in the order of their discovery
     while stack:
         node = stack.pop()
         if node is not None and node not in found:
             found[node] = None
-            if node not in until:
-                stack += map(_NODE, node.next_functions)
+            stack += map(_NODE, node.next_functions)
     return [*found]
 
 

@@ -146,9 +146,7 @@ class TrainJob:
         refuse_other_losses(self.losses, trained.losses)
         outputs = [x for x in self.outputs(trained) if is_float(x)]
         pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-        if not pairs:
-            return [None] * len(tensors)
-        ys, vs = zip(*pairs, strict=True)
+        ys, vs = [y for y, _ in pairs], [v for _, v in pairs]
         if any(map(is_dtensor, ys)):
             _refuse_cut_graphs(ys)
         return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)

@@ -43,7 +43,7 @@ class Guards(NamedTuple):
         unguarded: the problem without checks, for steps that are recomputed.
         verdict: what they have found, :class:`~hyperopt_ftp.hyper.guards.verdict.Verdict`.
         update: gives an update with checks.
-        before_step: is called with params, batch and hparams before each step.
+        before_step: is called with params, batch and hparams before each step of the plain loop.
         during_gradient: a context for the backward pass of a gradient where the loss puts hooks on what it saves, made
             from the tensors that the gradient is taken in.
         own_leaves: tensors that the last call of the loss has made require grad itself.
@@ -129,15 +129,10 @@ class InnerProblem:
         update = self.optimizer.update
         return self.guards.update(update) if self.guards else update
 
-    def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
-        if self.guards and self.guards.before_step:
-            self.guards.before_step(params, batch, hparams)
-
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
         """One step and its training loss: in grad mode, or under ``torch.func``, differentiable in all arguments."""
 
         def one() -> tuple[Params, State, Tensor]:
-            self.before_step(params, batch, hparams)
             if under_transform():
                 grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
             else:

@@ -20,12 +20,11 @@ from ..core.memory import trial_peak
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
-from ..core.strategy import Strategy, check_strategy, few_steps, there_and_back
+from ..core.strategy import Strategy, few_steps, there_and_back
 from ..distributed.data_parallel import DataParallel
 from ..guarded import problem_of
 from ..guards.call_arguments import check_batches, check_hparams
 from ..hypergradient import selected, without_start
-from ..strategies.unroll import Unroll
 from ..train import beside, checked
 from .fake_tensors import FakeParams
 
@@ -116,8 +115,6 @@ def estimate(
     >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
     '14.3 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
     """
-    strategy = Unroll() if strategy is None else strategy
-    check_strategy(strategy)
     check_optimizer("optimizer", optimizer)
     if getattr(strategy, "compile", False):
         raise ValueError(

@@ -165,7 +165,7 @@ class read_knobs(TorchFunctionMode):  # a context manager
         self._who, self._knobs, self._given = who, knobs, given
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _READS or (kwargs and not _NUMBERS.isdisjoint(kwargs)):
+        if func in _READS:
             for x in tree.leaves(taken(func, args, kwargs or {}, self._who)):
                 if isinstance(x, Tensor) and x.requires_grad:
                     self._judge(x)

@@ -18,8 +18,6 @@ _READ = frozenset((
     "item", "tolist", "numpy", "data", "tensor", "as_tensor", "asarray", "new_tensor", "linspace", "logspace",
     "__float__", "__int__", "__index__", "__complex__", "__array__", "__getattribute__", "__getattr__",
 ))  # fmt: skip
-#: Arguments of torch.add and its kin that are numbers.
-_NUMBERS = frozenset(("alpha", "beta"))
 _HARMLESS = frozenset((
     "abs", "all", "any", "bool", "callable", "dict", "enumerate", "filter", "frozenset", "id", "isinstance",
     "issubclass", "iter", "len", "list", "map", "max", "min", "next", "print", "range", "repr", "reversed", "set",
@@ -63,14 +61,7 @@ def _reads_none(code: CodeType) -> bool:
             return False
         if how in _OF_NAMES and name in _READ:
             return False
-    return all(map(_is_constant, code.co_consts))
-
-
-def _is_constant(x: object) -> bool:
-    """Whether a constant of some code leads to no number."""
-    if isinstance(x, CodeType):
-        return _reads_none(x)
-    return all(map(_is_constant, x)) if isinstance(x, (tuple, frozenset)) else x not in _NUMBERS
+    return all(_reads_none(x) for x in code.co_consts if isinstance(x, CodeType))
 
 
 def _package(name: str) -> str:

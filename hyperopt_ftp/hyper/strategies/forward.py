@@ -84,8 +84,9 @@ class Forward(Strategy):
         rng, count = replay.now(), _count(problem, inputs)
         if self.chunk is None or count <= self.chunk:
             trained, tangents = self.carry(problem, inputs, 0, count)
-        else:
-            trained, tangents = self._values(problem, inputs), None
+        else:  # with leaves, so that a number that is taken of an hparam is seen
+            hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
+            trained, tangents = self._values(problem, inputs._replace(hparams=hparams)), None
         return trained, (replay, rng, trained.losses, tangents)
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
@@ -233,17 +234,14 @@ def _count(problem: InnerProblem, inputs: TrainInputs) -> int:
 
 
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
-    pairs = [(v, t) for v, t in zip(cotangents, tangents, strict=True) if v.numel()]
-    if not pairs:
-        return torch.zeros(len(tangents[0]) if tangents else 0)
-    place = tangents[0].device
+    place, pairs = tangents[0].device, zip(cotangents, tangents, strict=True)
     return torch.stack([_along(v.to(t), t).to(place) for v, t in pairs]).sum(0)
 
 
 def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
     if is_dtensor(tangents):  # shards of different sizes cannot be flattened
         return torch.stack([whole((cotangent * t).sum()) for t in tangents.unbind()])
-    return tangents.reshape(len(tangents), -1) @ cotangent.reshape(-1)
+    return tangents.reshape(len(tangents), cotangent.numel()) @ cotangent.reshape(-1)
 
 
 def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:

@@ -15,15 +15,7 @@ from ...calls import check_compile, check_count, check_flag, explained
 from ...types import CheckpointEvery, Compile, Offload, Params, State
 from ..compiled.steps import CompiledSteps, compilable, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import (
-    OptionalTensors,
-    added,
-    cotangents_of,
-    detached,
-    is_narrow,
-    present,
-    select_floats,
-)
+from ..core.leaves import OptionalTensors, added, cotangents_of, detached, is_narrow, present, select_floats
 from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem, PlainLoop, has_derivative

@@ -83,5 +83,5 @@ def points_of_every(n: int, links: bool = False) -> Plan:
     return Plan(every(n), 0, "every point" if n == 1 else f"the points of every n-th step, n = {n}", links and n > 1)
 
 
-def points_of_tree(links: bool = False) -> Plan:
+def points_of_tree(links: bool) -> Plan:
     return Plan(tree_of(ARITY), 0, "the points of a tree", links)

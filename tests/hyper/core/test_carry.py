@@ -137,6 +137,15 @@ def test_params_without_dimensions_keep_their_dtype(opt: Any, strategy: Any):
     assert dtypes == {torch.float32}
 
 
+def test_params_of_two_dtypes_are_no_vector():
+    w = {str(i): torch.full((2,), 0.1 + i, dtype=torch.float32 if i % 2 else F64) for i in range(8)}
+    run = hft.train(hft.adam(lr=0.1), lambda p, x: sum((y**2).sum().double() for y in p.values()), w, [0.0] * 8)
+    for name, x in w.items():
+        alone = hft.train(hft.adam(lr=0.1), lambda p, x: (p**2).sum(), x, [0.0] * 8).params
+        assert run.params[name].dtype == x.dtype
+        assert torch.equal(run.params[name], alone)
+
+
 @both
 def test_a_count_that_requires_grad_keeps_its_derivative(strategy: Any):
     opt, w = hft.adam(lr=0.1), torch.ones(2, dtype=F64)

@@ -8,12 +8,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from ...support.hypergradients import (
-    DATA,
-    HELD_OUT,
-    SGD,
-    module_loss,
-)
+from ...support.hypergradients import DATA, HELD_OUT, SGD, module_loss
 
 
 def half_frozen():

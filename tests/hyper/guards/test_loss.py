@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -30,12 +29,9 @@ from ...support.hypergradients import (
     outer,
     slope,
 )
-from ...support.problems import central_differences, loop, loss, start
+from ...support.problems import Cube, central_differences, loop, loss, start
 
-TRANSFORMS = {
-    "grad": torch.func.grad,
-    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1],
-}
+TRANSFORMS = {"grad": torch.func.grad, "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1]}
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 
 # -- losses without a graph, and no gradients at all ------------------------------------------------------------------
@@ -118,24 +114,6 @@ def test_a_loss_of_ones_own_may_inherit_from_torch_s():
 # -- functions that can be differentiated once ------------------------------------------------------------------------
 
 
-class Cube(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
-
-
 class Marked(Cube):
     """The usual stack of decorators in extensions."""
 
@@ -176,6 +154,10 @@ def test_a_function_of_hparams_alone_is_differentiated_once(strategy):
     assert got.item() == pytest.approx(central_differences(at, f64(0.8))[0].item(), rel=1e-6)
     with pytest.raises(RuntimeError, match="once_differentiable"):  # which differentiates a backward pass again
         call(train_loss, hft.Forward(), over="loss", hparams={"loss": f64(0.8)})
+    h = f64(0.8).requires_grad_()
+    run = hft.train(SGD, train_loss, start(), DATA, hparams={"loss": h}, strategy=hft.Unroll(checkpoint=1))
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # so does this
+        torch.autograd.grad(outer(run.params), h, create_graph=True)
 
 
 @every_transform
@@ -254,6 +236,7 @@ TAKEN = {
     "as_tensor": lambda p, h: torch.as_tensor([h["s"].exp(), 1.0])[0],
     "new_tensor": lambda p, h: p.new_tensor([h["s"].exp()])[0],
     "int": lambda p, h: int(10 * h["s"].exp()),
+    "an operation of aten": lambda p, h: torch.ops.aten._local_scalar_dense(h["s"]),
 }
 HPARAMS = {"loss": {"s": f64(0.3), "v": f64([0.1, 0.2]), "l2": f64(0.1)}}
 
@@ -366,10 +349,7 @@ def test_a_number_of_params_that_is_used_warns_once(uses):
 
 
 #: What becomes of the loss in the third step; the number alone leaves the graph what it was.
-LATER = {
-    "another graph": lambda p, y, h: y + p["w"].mean() * h.item(),
-    "the same graph": lambda p, y, h: y * float(h),
-}
+LATER = {"another graph": lambda p, y, h: y + p["w"].mean() * h.item(), "the same graph": lambda p, y, h: y * float(h)}
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once

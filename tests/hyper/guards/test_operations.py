@@ -114,7 +114,8 @@ def test_writes_into_what_the_loss_made_itself(strategy):
         rows = [torch.empty(4, dtype=F64) for _ in range(2)]
         torch.mul(torch.ones(4, dtype=F64), x.mean(), out=rows[0])
         rows[1][:] = x.mean()
-        return torch.tanh(F.elu(y, inplace=True) + mean + rows[0] + rows[1]).square().mean()
+        rows.append(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64).add_(x.mean()))
+        return torch.tanh(F.elu(y, inplace=True) + mean + sum(rows)).square().mean()
 
     assert slope(busy, strategy).item() == pytest.approx(differences(busy), rel=1e-6)
 

@@ -82,8 +82,6 @@ READ = {
     "tensor": lambda h: tensor_of(h),
     "torch.tensor": lambda h: torch.tensor([h, h]),
     "linspace": lambda h: torch.linspace(h, 1, 3),
-    "alpha": lambda h: torch.add(h, h, alpha=h),
-    "beta": lambda h: torch.addmm(h, h, h, **{"beta": h}),
     "getattr": lambda h: getattr(h, "it" + "em")(),
     "__getattribute__": lambda h: h.__getattribute__("it" + "em")(),
     "eval": lambda h: eval("h.it" + "em()"),

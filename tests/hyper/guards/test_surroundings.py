@@ -54,17 +54,22 @@ def squares(p: Tensor, x: Tensor, write: bool = False) -> Tensor:
     return (p * x - 1).square().sum()
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each look at the operations of a loss or an update: a mode of torch is put around them."""
-    found, enter = [], TorchDispatchMode.__enter__
+def entered(kind: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all modes of that kind that are put around code from now on."""
+    found, enter = list[str](), kind.__enter__
 
-    def counted(self: TorchDispatchMode) -> Any:
+    def counted(self: Any) -> Any:
         found.append(type(self).__name__)
         return enter(self)
 
-    monkeypatch.setattr(TorchDispatchMode, "__enter__", counted)
+    monkeypatch.setattr(kind, "__enter__", counted)
     return found
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each look at the operations of a loss or an update."""
+    return entered(TorchDispatchMode, monkeypatch)
 
 
 def test_a_second_call_is_not_looked_at(looks: list[str]):
@@ -118,13 +123,7 @@ NESTS = {
 
 
 def test_under_each_nest_of_transforms_updates_are_looked_at_once(monkeypatch: pytest.MonkeyPatch):
-    looks, enter = [], TorchFunctionMode.__enter__
-
-    def counted(self: TorchFunctionMode) -> Any:
-        looks.append(type(self).__name__)
-        return enter(self)
-
-    monkeypatch.setattr(TorchFunctionMode, "__enter__", counted)
+    looks = entered(TorchFunctionMode, monkeypatch)
 
     def end(lr: Tensor) -> Tensor:
         return hft.train(opt, squares, given, VECTORS, hparams={"lr": lr}).params.sum()
@@ -351,7 +350,8 @@ def test_nothing_is_held_that_the_loss_has_used():
 def test_nested_tensors_are_batches():
     rows = torch.nested.nested_tensor([torch.ones(2, 3, dtype=F64), torch.ones(4, 3, dtype=F64)])
 
-    def train_loss(p: Tensor, x: Tensor) -> Tensor:
-        return torch.stack([(row @ p - 1).square().mean() for row in x.unbind()]).sum()
+    def train_loss(p: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
+        return torch.stack([(row @ p - 1).square().mean() for row in rows]).sum()
 
-    assert slope(train_loss, data=[rows] * 2) != 0
+    got = slope(lambda p, x: train_loss(p, x.unbind()), data=[rows] * 2)
+    torch.testing.assert_close(got, slope(train_loss, data=[rows.unbind()] * 2), rtol=1e-12, atol=0)

@@ -14,18 +14,7 @@ from hyperopt_ftp import tree
 
 from ...support import contract
 from ...support.compare import same
-from ...support.hypergradients import (
-    DATA,
-    EXACT,
-    HELD_OUT,
-    SGD,
-    call,
-    every_strategy,
-    f64,
-    not_converged,
-    own,
-    rounds,
-)
+from ...support.hypergradients import DATA, EXACT, HELD_OUT, SGD, call, every_strategy, f64, not_converged, own, rounds
 from ...support.problems import batches, central_differences, largest_difference, loss, start
 
 

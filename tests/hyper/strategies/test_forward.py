@@ -7,10 +7,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ...support.hypergradients import (
-    F64,
-    call,
-)
+from ...support.hypergradients import F64, call
 from ...support.problems import largest_difference, loss
 
 

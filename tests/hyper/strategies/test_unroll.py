@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -17,7 +16,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.guards import verdict
 from hyperopt_ftp.hyper.unrolling import eager
 
-from ...support.problems import loop
+from ...support.problems import Cube, loop
 
 F64 = torch.float64
 ONES = torch.ones(3, dtype=F64)
@@ -37,20 +36,8 @@ def slopes(loss: Callable[..., Tensor], c: Tensor, w: Tensor, data: list[Any]) -
     return got, want
 
 
-class Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        return 2 * g * ctx.saved_tensors[0]
-
-
 REFUSED = {
-    "Square": (lambda p, x, c: (c * p).sum() + Square.apply(p - x).sum(), "no second derivative .Square"),
+    "Cube": (lambda p, x, c: (c * p).sum() + Cube.apply(p - x).sum(), "no second derivative .Cube"),
     "a write": (lambda p, x, c: (c * p).sum() + (p.data.mul_(1.5) * p).sum(), "writes in place"),  # torch counts none
 }
 
@@ -111,6 +98,8 @@ def test_a_captured_tensor_that_only_a_later_loss_uses_counts(known: bool):
         slopes(loss, c, torch.ones(3, dtype=F64), data)
     got, want = slopes(loss, c, torch.ones(3, dtype=F64), data)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="train_loss uses a tensor .* no argument of train"):  # a node would lose it
+        hft.train(hft.sgd(lr=c), loss, torch.ones(3, dtype=F64), data, strategy=hft.Unroll(checkpoint=1))
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -13,10 +13,10 @@ import hyperopt_ftp as hft
 from benchmarks.measure import allocated
 from benchmarks.nets import NETS
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.unrolling.budget import Sizes, peak_of
+from hyperopt_ftp.hyper.unrolling.plans import Plan, points_of_every, with_graphs
 
 PLAIN = hft.Unroll(checkpoint=1)
-
-
 AUTO = hft.Unroll(memory=2**30)
 
 
@@ -32,6 +32,26 @@ def test_as_much_memory_as_the_error_says_is_enough():
     run(least)
     with pytest.raises(ValueError, match=f"need {least}"):
         run(least - 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "made", "peak"),
+    [
+        (with_graphs(4, 4), 0, 3 * 7 + 4 * 100 + 50),  # where the way back begins
+        (with_graphs(4, 4), 1000, 3 * 7 + 3 * 100 + 1000),  # in the last step
+        (with_graphs(4, 2), 1000, 3 * 7 + 1 * 100 + 1000),
+        (with_graphs(4, 0), 0, 3 * 7 + 100 + 50),
+        (points_of_every(2), 0, 2 * 10 + 100 + 50),
+        (points_of_every(2), 100, 2 * 10 + 100 + 50),
+        (points_of_every(2, links=True), 1000, 2 * 10 + 1000 + 3),  # the last point is a link, and made whole too
+    ],
+)
+def test_a_peak_is_a_count_of_what_is_held(plan: Plan, made: int, peak: int):
+    sizes = Sizes(
+        steps=4, hvps=4, fixed=20_000, first=10_000, point=10, beside=7, link=3, first_state=0, graph=100, made=made,
+        back=50, adjoints=5, batch=2,
+    )  # fmt: skip
+    assert peak_of(sizes, plan) == 30_000 + peak
 
 
 def test_the_prediction_is_made_from_the_first_step(caplog: Any):
