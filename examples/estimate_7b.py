@@ -2,8 +2,8 @@
 
 Eight GPUs of 80 GB train data-parallel for eight steps of AdamW, in bfloat16 with float32 moments, one sequence of 512
 tokens each, each layer through hft.remat. How much does a derivative in the learning rate take on each GPU?
-The weights are on the meta device, so nothing is computed. All layers are alike, so 32 are extrapolated from two and
-three. "sharded" is the share of a GPU if everything were divided equally among the eight.
+The weights are on the meta device, so nothing is computed. All layers are alike, so 32 are extrapolated from one and
+two. "sharded" is the share of a GPU if everything were divided equally among the eight.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def estimate(layers: int, strategy: Any, over: str) -> hft.Estimate:
 
 
 def at_all_layers(strategy: Any, over: str) -> hft.Estimate:
-    """By two and three layers: memory grows by the same with each."""
-    two, three = (estimate(n, strategy, over) for n in (2, 3))
-    return two._replace(memory=two.memory + (LAYERS - 2) * (three.memory - two.memory))
+    """By one and two layers: memory grows by the same with each."""
+    one, two = (estimate(n, strategy, over) for n in (1, 2))
+    return one._replace(memory=one.memory + (LAYERS - 1) * (two.memory - one.memory))
 
 
 CASES = {
