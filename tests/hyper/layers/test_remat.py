@@ -419,8 +419,10 @@ def test_a_hypergradient_in_fewer_bits(dtype, checkpoint):
     strategy = hft.Unroll(checkpoint=checkpoint)
     plain = hypergradient(network(dtype), strategy, params=params)
     found = hypergradient(rematted(dtype), strategy, params=params)
+    # Of a sum of terms of the loss's size one may be rounded otherwise: sums on two threads have another order.
+    eps, size = torch.finfo(dtype).eps, plain[0].abs()
     for x, y in zip(found, plain, strict=True):
-        assert (x - y).abs() <= 64 * torch.finfo(dtype).eps * y.abs()
+        assert (x - y).abs() <= eps * (64 * y.abs() + size)
 
 
 @pytest.mark.parametrize("solver", ["neumann", "cg"])
