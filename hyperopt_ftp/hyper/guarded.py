@@ -26,10 +26,9 @@ from .guards.verdict import Needs, Verdict, verdict_on
 
 
 def problem_of(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False, before: int = 0,
-    own_start: bool = False,
-) -> InnerProblem:  # fmt: skip
-    """``sharded``: whether params are DTensors; ``before``, ``own_start``: see :class:`InnerProblem`."""
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False, before: int = 0
+) -> InnerProblem:
+    """``sharded``: whether params are DTensors; ``before``: see :class:`InnerProblem`."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     local = train_loss if processes is None else processes.loss
     if sharded:
@@ -49,7 +48,7 @@ def problem_of(
 
     return InnerProblem(
         optimizer, everywhere(local), alone=not (processes or sharded), agreed=partial(agreed, train_loss),
-        refuse_shards=refuse_shards, guard=guard, before=before, own_start=own_start,
+        refuse_shards=refuse_shards, guard=guard, before=before,
     )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def value_and_grad(
         given = paths.merge(fixed, mine if leaves is own else combine(tuned, leaves))
         h = without_start(given)
         inputs = optimizer, train_loss, given["params"], given["batches"], h, first, how
-        run = joined(walked(*inputs), stop) if stop else trained(*inputs, own_start=fresh)
+        run = joined(walked(*inputs), stop) if stop else trained(*inputs)
         with twice_differentiable():
             ends = whole_params(run.params)
             value = outer_loss(ends, h["loss"]) if sees else outer_loss(ends)
@@ -153,8 +153,8 @@ def value_and_grad(
         with twice_differentiable(), watched_operations(LOSSES, collectives=True):
             return objective(leaves, how)
 
-    looked, fresh = not by_values, not under_transform()
-    if not fresh:
+    looked = not by_values
+    if under_transform():
         fixed, first, mine, own = everything, state, tuned, floats(tuned)
     else:  # nothing outside is to grow a graph
         fixed, first, (own, mine) = detached(everything), detached(state), detached_leaves(tuned)

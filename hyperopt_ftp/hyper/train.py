@@ -162,9 +162,8 @@ def trained(
     state: StateT | None,
     strategy: Strategy,
     before: int = 0,
-    own_start: bool = False,
 ) -> TrainOutputs[TreeT, StateT]:
-    """``before``, ``own_start``: see :class:`InnerProblem`."""
+    """``before``: see :class:`InnerProblem`."""
     if torch.is_inference_mode_enabled():  # which is left: nothing is differentiated there
         with torch.inference_mode(False), torch.no_grad():
             return trained(optimizer, train_loss, params, batches, full, state, strategy, before)
@@ -185,7 +184,7 @@ def trained(
         inputs = without_inference(inputs)
     if under_transform() or before == 1:
         _warn_of_float16(inputs)
-    problem = problem_of(optimizer, train_loss, sharded, before, own_start)
+    problem = problem_of(optimizer, train_loss, sharded, before)
     try:
         run = trained_by(strategy, problem, inputs)
     except RuntimeError as error:

@@ -404,7 +404,7 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
         raise RuntimeError("not here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch._dynamo.eval_frame, "_set_stance", refused)
+        patch.setattr(torch.compiler, "set_stance", refused)
         with pytest.raises(RuntimeError, match="not here"):
             run(leaf(0.1))
     assert torch.backends.cuda.flash_sdp_enabled()

@@ -72,7 +72,6 @@ class InnerProblem:
         guard: gives the problem with guards, for such inputs and needs.
         guards: of loss and update; ``None``: nothing is looked at.
         before: number of steps that have been made before, whose graphs or points are kept too.
-        own_start: whether nobody else holds the params where training starts, so that gradients may be taken in them.
         again: calls a function, in a pullback with the random state in which training began.
     """
 
@@ -85,7 +84,6 @@ class InnerProblem:
     guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
     guards: Guards | None = None
     before: int = 0
-    own_start: bool = False
     again: Callable[[Callable[[], Any]], Any] = lambda function: function()
 
     @property
@@ -157,8 +155,8 @@ class InnerProblem:
         return Gradient(loss if graph else loss.detach(), grads, at, rebuild)
 
     def gradient_of(self, loss: Tensor, at: list[Tensor], graph: bool) -> Sequence[Tensor]:
-        hooked = self.guards and self.guards.verdict.has_hooks
-        with self.guards.during_gradient(at) if self.guards and hooked else nullcontext():
+        guards = self.guards
+        with guards.during_gradient(at) if guards and guards.verdict.has_hooks else nullcontext():
             grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
         return filled(grads, at) if not self.alone or NoneType in map(type, grads) else grads
 
@@ -267,16 +265,16 @@ class PlainLoop:
     def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
         at = self._at
         live = graph and self.has_graph
-        if not live or (self.k == 0 and not self.problem.own_start) or not self._carry.apart:
+        if not live or self.k == 0 or not self._carry.apart:
             at = aliases(at, live)
         verdict = self.problem.guards.verdict if self.problem.guards else None
         known = verdict is not None and verdict.loss and not verdict.makes_leaves
-        captures = verdict is None or verdict.captures or not known
+        visible = known and verdict is not None and not verdict.captures  # all that the loss may depend on
         # Else the loss may let its batch require grad, which is not the caller's then.
         batch, alike = (batch, []) if known else _aliased(batch)
         loss = self._loss(at, batch)
         if graph and not live:
-            live = self._asked or (self._depends(loss, at, alike) if captures else bool(requiring_grad(batch)))
+            live = self._asked or (bool(requiring_grad(batch)) if visible else self._depends(loss, at, alike))
         return at, self.problem.gradient_of(loss, at, live), loss
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:

@@ -34,7 +34,7 @@ class _Shared:
         self._lock, self._attention = threading.Lock(), _switches()
         self._eager = self._compiled = 0  # how many are inside
         self._before: list[bool] = []  # of attention
-        self._stance: Any = None  # the compiler's, before
+        self._stance: Any = None  # a context that was entered
         self._is: str | None = None
 
     def add(self, eager: int, compiled: int) -> None:
@@ -46,13 +46,13 @@ class _Shared:
             self._eager, self._compiled = eager, compiled
 
     def _set(self, stance: str | None) -> None:
-        # Else nothing was compiled, and importing takes long. torch.compiler.set_stance takes several times as long.
-        compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
         if self._stance is not None:
-            compiler._set_stance(self._stance)
+            self._stance.__exit__(None, None, None)
             self._stance = None
-        if stance is not None and compiler is not None:
-            self._stance = compiler._set_stance(compiler.DynamoStance(stance))
+        if stance is not None and "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing takes long
+            context = torch.compiler.set_stance(stance)
+            context.__enter__()
+            self._stance = context
         if stance is not None and self._is is None:
             self._before = [enabled() for enabled, _ in self._attention]
             for i, (_, enable) in enumerate(self._attention):

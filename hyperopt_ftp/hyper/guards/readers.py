@@ -10,6 +10,8 @@ from types import CodeType, MethodType, ModuleType
 
 from torch import nn
 
+from .surroundings import package_of
+
 _OWN = __name__.partition(".")[0]
 #: Packages whose Python code takes no number of an argument that should have stayed a tensor.
 _TRUSTED = frozenset(("torch", "einops", _OWN))
@@ -47,22 +49,18 @@ def _is_harmless(part: Hashable) -> bool:
     if isinstance(part, type):
         ours = issubclass(part, nn.Module) or part in (partial, MethodType)  # looked through
         built_in = part.__module__ == "builtins" and part.__name__ in _HARMLESS
-        return ours or built_in or _package(part.__module__) in _TRUSTED
-    return not isinstance(part, ModuleType) or _package(part.__name__) in _TRUSTED
+        return ours or built_in or package_of(part.__module__) in _TRUSTED
+    return not isinstance(part, ModuleType) or package_of(part.__name__) in _TRUSTED
 
 
 @lru_cache(maxsize=4096)
 def _reads_none(code: CodeType) -> bool:
     for step in dis.get_instructions(code):
         name, how = step.argval, step.opname
-        if how == "IMPORT_NAME" and _package(name) not in _TRUSTED:
+        if how == "IMPORT_NAME" and package_of(name) not in _TRUSTED:
             return False
         if how in _OF_GLOBALS and name in _BUILT_IN:
             return False
         if how in _OF_NAMES and name in _READ:
             return False
     return all(_reads_none(x) for x in code.co_consts if isinstance(x, CodeType))
-
-
-def _package(name: str) -> str:
-    return name.partition(".")[0]

@@ -78,7 +78,7 @@ def _is_tensor(kind: Any) -> bool:
 def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     """What an object depends on; what it is itself is added to the key."""
     if kind is FunctionType:
-        package = _package(x.__globals__.get("__name__", ""))  # where it was written: wrappers have another's name
+        package = package_of(x.__globals__.get("__name__", ""))  # where it was written: wrappers have another's name
         key.append((package, x.__code__))
         return _of_function(x, package)
     if kind in (functools.partial, types.MethodType):
@@ -91,17 +91,17 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         key.append((kind, len(x)))
         return [*x.keys(), *x.values()] if len(x) < _MOST else None
     if kind is types.BuiltinFunctionType:
-        key.append((_package(x.__module__), x.__qualname__))
+        key.append((package_of(x.__module__), x.__qualname__))
         return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
     if isinstance(x, (types.ModuleType, type)):
         key.append(x)
-        return [] if _package(x.__name__ if isinstance(x, types.ModuleType) else x.__module__) in _KNOWN else None
-    if isinstance(x, nn.Module) or _package(getattr(kind, "__module__", "")) == _OWN:
+        return [] if package_of(x.__name__ if isinstance(x, types.ModuleType) else x.__module__) in _KNOWN else None
+    if isinstance(x, nn.Module) or package_of(getattr(kind, "__module__", "")) == _OWN:
         if isinstance(x, nn.Module) and (_has_any_global_hook() or _has_slots(kind)):
             return None
         key.append(kind)
         own = [*vars(x).values()] if hasattr(x, "__dict__") else []
-        return own + [y for cls in kind.__mro__ if _package(cls.__module__) not in _KNOWN for y in _of_class(cls)]
+        return own + [y for cls in kind.__mro__ if package_of(cls.__module__) not in _KNOWN for y in _of_class(cls)]
     return None
 
 
@@ -126,7 +126,7 @@ def _has_slots(cls: type) -> bool:
     return any(vars(base).get("__slots__") for base in cls.__mro__)
 
 
-def _package(name: Any) -> str:
+def package_of(name: Any) -> str:
     return str(name).partition(".")[0]
 
 
