@@ -45,9 +45,8 @@ class Config:
     # and for AdamW halfway to the rates beside its best one, since its peak is narrow.
     wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
-    epochs: int | None = (
-        None  # over the fine-tuning examples; None: 5 over emoji and shapes, 8 over cells, 2 over texts
-    )
+    # Passes over the fine-tuning examples. None: 5 over emoji and shapes, 8 over cells, 2 over texts.
+    epochs: int | None = None
     limit: int | None = None  # use only so many pictures
     domain: str | None = None  # fine-tune on this one: poly, newspapers; None: on the first of the data
     archive: str | None = None  # that has the opinions: see experiments.language

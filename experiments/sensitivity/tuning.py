@@ -324,18 +324,13 @@ def beside(study: dict, *runs: dict) -> dict[str, list[Gain]]:
 
 
 def of_beside(found: Mapping[str, dict[str, list[Gain]]]) -> Table:
-    """Of the ten tasks, which have their rates elsewhere, only what is chosen, and the mean over them."""
+    """Of the ten tasks, which have their rates elsewhere, only what is chosen."""
     rows = [
         [study, name, str(len(pairs)), both(pairs)]
         for study, own in found.items()
         for name, pairs in own.items()
         if name.endswith("chosen") or not study.startswith("sensitivity-")
     ]
-    ten = [own for study, own in found.items() if study.startswith("sensitivity-")]
-    for name in ("LP-FT, chosen", "FTPAdamW, chosen"):
-        pairs = [tuple(np.mean(own[name], 0).tolist()) for own in ten if name in own]
-        if len(pairs) > 2:
-            rows.append([f"{len(pairs)} tasks of texts", name, "", both(pairs)])
     return ["study", "method", "splits", "minus AdamW"], rows
 
 
@@ -391,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "run, and means over the tasks with their 95 % intervals by Student's t:",
             *("\n".join(markdown(*part)) for part in of_defaults(free)),
             "## Further runs",
-            "Minus AdamW at its best rate, ID / OOD, with 95 % intervals by Student's t over the splits, or the tasks. "
+            "Minus AdamW at its best rate, ID / OOD, with 95 % intervals by Student's t over the splits. "
             "Chosen: rates, and radius_lr, by the same protocol as AdamW's.",
             "\n".join(markdown(*of_beside(more))),
             "Made of the answers that the studies have stored: `python -m experiments.sensitivity.tuning`.",
