@@ -101,6 +101,15 @@ def differentiated(x: Tensor) -> bool:
     return x.requires_grad
 
 
+def differentiated_outside(x: Tensor, level: int) -> bool:
+    """Whether a derivative of it may be asked for by transforms below a level, or by autograd, and none by others."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if x.requires_grad:
+            return _functorch.maybe_get_level(x) < level
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad
+
+
 def top_level() -> int:
     top = _functorch.peek_interpreter_stack()
     return -1 if top is None else top.level()

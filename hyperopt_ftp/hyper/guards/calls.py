@@ -15,7 +15,7 @@ from ... import tree
 from ...calls import callers_level
 from ...hparams import is_wrapped
 from ..core.graph import made_from
-from ..core.torch_private import differentiated, under_transform
+from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
 from .messages import Subject, reads_number, writes
 from .operations import storage_of, watched_operations
 
@@ -157,21 +157,29 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
 
 class read_knobs(TorchFunctionMode):  # a context manager
-    """Raise if the code inside reads a number that is made of knobs alone: the cheap look at a later call."""
+    """Raise if the code inside reads a number that is made of knobs alone: the cheap look at a later call.
+
+    Under a transform, where graphs cannot be walked: one that transforms outside differentiate, and no inner one.
+    """
 
     def __init__(self, who: Subject, knobs: Sequence[Tensor], given: Any) -> None:
-        """``given``: the other arguments, a tree."""
+        """``given``: the other arguments, a tree. Under a transform nothing but knobs is differentiated outside."""
         super().__init__()
         self._who, self._knobs, self._given = who, knobs, given
+        self._level = top_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
             for x in tree.leaves(taken(func, args, kwargs or {}, self._who)):
-                if isinstance(x, Tensor) and x.requires_grad:
+                if isinstance(x, Tensor) and (x.requires_grad or self._level >= 0):
                     self._judge(x)
         return func(*args, **(kwargs or {}))
 
     def _judge(self, x: Tensor) -> None:
+        if self._level >= 0:
+            if differentiated_outside(x, self._level):
+                raise reads_number(self._who)
+            return
         others = [y for y in tree.leaves(self._given) if isinstance(y, Tensor) and y.requires_grad]
         made_of = {id(y) for y in made_from([x], [*self._knobs, *others])}
         if made_of and made_of <= {id(y) for y in self._knobs}:

@@ -238,6 +238,7 @@ TAKEN = {
     "int": lambda p, h: int(10 * h["s"].exp()),
     "an operation of aten": lambda p, h: torch.ops.aten._local_scalar_dense(h["s"]),
 }
+LOG: list[float] = []
 HPARAMS = {"loss": {"s": f64(0.3), "v": f64([0.1, 0.2]), "l2": f64(0.1)}}
 
 
@@ -256,6 +257,42 @@ def test_a_number_made_of_an_hparam_is_refused(strategy, take):
     """Beside an hparam that is not lost: no derivative is exactly 0."""
     with pytest.raises(RuntimeError, match="takes the number of an hparam that a derivative is asked for"):
         call(with_number(take), strategy, over="loss", hparams=HPARAMS)
+
+
+def end_of(train_loss, data=DATA, **own):
+    return outer(hft.train(SGD, train_loss, start(), data, hparams={"loss": {**HPARAMS["loss"], **own}}).params)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # torch's
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
+@pytest.mark.parametrize("name", [name for name in TAKEN if "aten" not in name])
+def test_it_is_refused_under_a_transform_that_differentiates_it(name):
+    train_loss = with_number(TAKEN[name])
+    with pytest.raises(RuntimeError, match="takes the number of an hparam, or of the batch, that a"):
+        torch.func.grad(lambda own: end_of(train_loss, **own))(HPARAMS["loss"])
+    with pytest.raises(RuntimeError, match="takes the number of an hparam"):  # also by one further out
+        torch.func.grad(lambda own: torch.func.grad(lambda l2: end_of(train_loss, **{**own, "l2": l2}))(own["l2"]))(
+            HPARAMS["loss"]
+        )
+    got = torch.func.grad(lambda l2: end_of(train_loss, l2=l2))(HPARAMS["loss"]["l2"])  # s and v are constants
+    (want,) = central_differences(lambda l2: end_of(train_loss, l2=l2), HPARAMS["loss"]["l2"])
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
+
+
+def test_under_a_transform_a_number_of_the_batch_is_refused_and_a_log_is_not():
+    def of_the_batch(p, x, h):
+        return loss(p, x) * x.exp().mean().item()
+
+    def logged(p, x, h):
+        value = h["s"] * loss(p, x)
+        LOG.append(value.item())
+        return value
+
+    with pytest.raises(RuntimeError, match="of an hparam, or of the batch,"):
+        torch.func.grad(lambda data: end_of(of_the_batch, data))([*DATA])
+    got = torch.func.grad(lambda s: end_of(logged, s=s))(HPARAMS["loss"]["s"])
+    (want,) = central_differences(lambda s: end_of(logged, s=s), HPARAMS["loss"]["s"])
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
 
 
 CONSTANT = {
@@ -280,9 +317,6 @@ def test_what_is_constant_or_a_tensor_is_left_alone(name):
         want = central_differences(at, HPARAMS["loss"][entry])[0].item()
         assert grads[entry].item() == pytest.approx(want, rel=1e-6, abs=1e-12)
     assert ("as_tensor" in name) == bool(grads["s"])
-
-
-LOG: list[float] = []
 
 
 def log_at_the_end(params, x):
