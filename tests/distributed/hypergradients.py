@@ -197,9 +197,10 @@ def strategies(folder: Path) -> None:
     for name, strategy in STRATEGIES.items():
         if dist.get_world_size() > 2 and name not in few:
             continue
+        shards = [(UNEVEN, plain), (UNEVEN, sharded)] + [(WITH_AN_EMPTY_ONE, plain)] * (name in few)
         over = ("lr", "betas.0") if name == "forward by ones" else OVER  # one training for each number
         expected = hypergradient(strategy, True, over=over)
-        for cuts, place in ((UNEVEN, plain), (WITH_AN_EMPTY_ONE, plain), (UNEVEN, sharded)):
+        for cuts, place in shards:
             if place is sharded and (dist.get_world_size() > 2 or isinstance(strategy, hft.Implicit)):
                 continue
             found = hypergradient(strategy, False, cuts, over=over, place=place)
