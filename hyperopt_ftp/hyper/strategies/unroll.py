@@ -183,46 +183,55 @@ class Unroll(Strategy):
         chooses = self.chooses and not self.offload and isinstance(inputs.batches, (list, tuple))
         return chooses or self.checkpoint is False or self.first_order
 
-    def _plain(
-        self, problem: InnerProblem, inputs: TrainInputs, first: int, derived: bool | None = None
-    ) -> TrainOutputs:
+    def _plain(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
         """The plain loop; or points, where the first step shows that graphs are large, or cannot be kept."""
-        derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
-        with twice_differentiable() if derived or transform else nullcontext():
-            guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
-            guards = guarded.guards
-            constant = guards is None or not (derived or guards.verdict.captures)
-            decided = transform or not torch.is_grad_enabled() or constant
+        derived, transform = has_derivative(inputs), under_transform()
+        if derived and not transform:
+            return self._differentiated(problem, inputs, first)
+        with twice_differentiable() if transform else nullcontext():
+            guarded, verdict = self._guarded(problem, inputs, derived)
+            if transform or not torch.is_grad_enabled() or not verdict.captures:
+                return self._begun(guarded, inputs, first).run().end()
+        start = Replay().now()
+        loop = self._begun(guarded, inputs, first).run(first + 1)
+        if not loop.has_graph:
+            return loop.run().end()
+        Replay().rewind(start)  # of what the loss or the update captures a derivative is asked for
+        return self._differentiated(problem, inputs, first)
+
+    def _differentiated(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
+        with twice_differentiable():
+            guarded, verdict = self._guarded(problem, inputs, True)
             # Where the loss is known, what is kept is decided before the first step.
-            known = guards is not None and guards.verdict.loss
-            start = None if decided or (derived and known and self.truncate is None) else Replay().now()
-            loop = PlainLoop(guarded, inputs, self.first_order)
-            if self.truncate is not None:  # a constant, in derivatives of any order
-                with torch.no_grad():
-                    loop.run(first).detach()
-            if decided or guards is None:
-                return loop.run().end()
-            verdict, own = guards.verdict, len(inputs.batches) - first
-            if not derived:  # but of a tensor that a loss or an update captures
-                if not loop.run(first + 1).has_graph:
-                    return loop.run().end()
-            elif not verdict.loss and loop.k == 0:
+            start = None if verdict.loss and self.truncate is None else Replay().now()
+            loop, own = self._begun(guarded, inputs, first), len(inputs.batches) - first
+            if not (verdict.loss or loop.k):
                 loop.run(1)
-            # What is checkpointed in the loss is computed again in the backward pass, under its settings.
             left = problem.before + own
             large = self.chooses and not self.first_order and left > 1
             large = large and not are_small(problem, verdict.bytes_made, inputs.params, left)
-            if derived and large and verdict.refusal is not None:
+            if large and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
-            if derived and (large or (verdict.has_hooks and not self.first_order)):
-                plan = points_of_every(1) if large else with_graphs(own, own)
-                begun = (loop, start if loop.k > first else None) if loop.k else None
-                return self._by_points(problem, inputs, first, plan, begun, start)
-            if derived:
+            # What is checkpointed in the loss is computed again in the backward pass, under its settings.
+            if not large and (self.first_order or not verdict.has_hooks):
                 return loop.run().end()
-        assert start is not None
-        Replay().rewind(start)
-        return self._plain(problem, inputs, first, derived=True)
+            plan = points_of_every(1) if large else with_graphs(own, own)
+            begun = (loop, start if loop.k > first else None) if loop.k else None
+            return self._by_points(problem, inputs, first, plan, begun, start)
+
+    def _guarded(self, problem: InnerProblem, inputs: TrainInputs, derived: bool) -> tuple[InnerProblem, Any]:
+        """The problem with checks, and what they have found."""
+        guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
+        assert guarded.guards is not None
+        return guarded, guarded.guards.verdict
+
+    def _begun(self, guarded: InnerProblem, inputs: TrainInputs, first: int) -> PlainLoop:
+        """The loop, with the steps done whose end is a constant, in derivatives of any order."""
+        loop = PlainLoop(guarded, inputs, self.first_order)
+        if self.truncate is not None:
+            with torch.no_grad():
+                loop.run(first).detach()
+        return loop
 
     def _by_points(
         self, problem: InnerProblem, inputs: TrainInputs, first: int, plan: Plan | None = None,
