@@ -6,7 +6,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,6 @@ from ..unrolling.eager import EagerSteps, are_small
 from ..unrolling.plans import Plan, backward_schedule, points_of_every, points_of_tree, root_of, with_graphs
 from ..unrolling.points import Checkpoints, links_pay
 from ..unrolling.probe import sizes_of
-
-#: A plain loop that has begun, and the random state before its first step if that has been made.
-Begun: TypeAlias = tuple[PlainLoop, RngState | None]
 
 
 @explained()
@@ -153,7 +150,7 @@ class Unroll(Strategy):
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         first = self._first(inputs)
         if under_transform() or self._may_keep_graphs(problem, inputs):
-            return self._plain(problem, inputs, first)
+            return self._by_graphs(problem, inputs, first)
         compile = self.compile and compilable(self.compile, problem, inputs.params)
         if not compile:
             return self._by_points(problem, inputs, first)
@@ -183,41 +180,40 @@ class Unroll(Strategy):
         chooses = self.chooses and not self.offload and isinstance(inputs.batches, (list, tuple))
         return chooses or self.checkpoint is False or self.first_order
 
-    def _plain(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
+    def _by_graphs(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
         """The plain loop; or points, where the first step shows that graphs are large, or cannot be kept."""
         derived, transform = has_derivative(inputs), under_transform()
         if derived and not transform:
-            return self._differentiated(problem, inputs, first)
+            return self._by_graphs_or_points(problem, inputs, first)
         with twice_differentiable() if transform else nullcontext():
             guarded, verdict = self._guarded(problem, inputs, derived)
             if transform or not torch.is_grad_enabled() or not verdict.captures:
-                return self._begun(guarded, inputs, first).run().end()
-        start = Replay().now()
-        loop = self._begun(guarded, inputs, first).run(first + 1)
+                return self._loop(guarded, inputs, first).run().end()
+        rng = Replay().now()
+        loop = self._loop(guarded, inputs, first).run(first + 1)
         if not loop.has_graph:
             return loop.run().end()
-        Replay().rewind(start)  # of what the loss or the update captures a derivative is asked for
-        return self._differentiated(problem, inputs, first)
+        Replay().rewind(rng)  # of what the loss or the update captures a derivative is asked for
+        return self._by_graphs_or_points(problem, inputs, first)
 
-    def _differentiated(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
+    def _by_graphs_or_points(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
         with twice_differentiable():
             guarded, verdict = self._guarded(problem, inputs, True)
             # Where the loss is known, what is kept is decided before the first step.
-            start = None if verdict.loss and self.truncate is None else Replay().now()
-            loop, own = self._begun(guarded, inputs, first), len(inputs.batches) - first
-            if not (verdict.loss or loop.k):
+            rng = None if verdict.loss and self.truncate is None else Replay().now()
+            loop, own = self._loop(guarded, inputs, first), len(inputs.batches) - first
+            if loop.k == 0 and not verdict.loss:
                 loop.run(1)
             left = problem.before + own
-            large = self.chooses and not self.first_order and left > 1
-            large = large and not are_small(problem, verdict.bytes_made, inputs.params, left)
-            if large and verdict.refusal is not None:
+            fits = self.first_order or not self.chooses or left == 1
+            fits = fits or are_small(problem, verdict.bytes_made, inputs.params, left)
+            if not fits and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
             # What is checkpointed in the loss is computed again in the backward pass, under its settings.
-            if not large and (self.first_order or not verdict.has_hooks):
+            if fits and (self.first_order or not verdict.has_hooks):
                 return loop.run().end()
-            plan = points_of_every(1) if large else with_graphs(own, own)
-            begun = (loop, start if loop.k > first else None) if loop.k else None
-            return self._by_points(problem, inputs, first, plan, begun, start)
+            plan = with_graphs(own, own) if fits else points_of_every(1)
+            return self._by_points(problem, inputs, first, plan, loop, rng)
 
     def _guarded(self, problem: InnerProblem, inputs: TrainInputs, derived: bool) -> tuple[InnerProblem, Any]:
         """The problem with checks, and what they have found."""
@@ -225,8 +221,8 @@ class Unroll(Strategy):
         assert guarded.guards is not None
         return guarded, guarded.guards.verdict
 
-    def _begun(self, guarded: InnerProblem, inputs: TrainInputs, first: int) -> PlainLoop:
-        """The loop, with the steps done whose end is a constant, in derivatives of any order."""
+    def _loop(self, guarded: InnerProblem, inputs: TrainInputs, first: int) -> PlainLoop:
+        """The plain loop, with those steps done whose end is a constant, in derivatives of any order."""
         loop = PlainLoop(guarded, inputs, self.first_order)
         if self.truncate is not None:
             with torch.no_grad():
@@ -235,23 +231,25 @@ class Unroll(Strategy):
 
     def _by_points(
         self, problem: InnerProblem, inputs: TrainInputs, first: int, plan: Plan | None = None,
-        begun: Begun | None = None, start: RngState | None = None,
+        loop: PlainLoop | None = None, rng: RngState | None = None,
     ) -> TrainOutputs:  # fmt: skip
-        """A node that keeps what is planned."""
-        train = partial(self._train, first, plan, begun)
-        return through_node(Method("Unroll", self._back, train, self.truncate is None), problem, inputs, start)
+        """A node that keeps what is planned.
+
+        ``loop``: with steps that have been made; ``rng``: the random state before them.
+        """
+        train = partial(self._train, first, plan, loop, rng)
+        return through_node(Method("Unroll", self._back, train, self.truncate is None), problem, inputs, rng)
 
     def _train(
-        self, first: int, plan: Plan | None, begun: Begun | None, problem: InnerProblem, inputs: TrainInputs
-    ) -> tuple[TrainOutputs, Any]:
+        self, first: int, plan: Plan | None, loop: PlainLoop | None, rng: RngState | None, problem: InnerProblem,
+        inputs: TrainInputs,
+    ) -> tuple[TrainOutputs, Any]:  # fmt: skip
         count, steps = len(inputs.batches), EagerSteps(problem, inputs, first, self.truncate is None)
         plan = plan or self.planned(count - first, links_pay(inputs))
         points = Checkpoints(inputs, plan, first, self.offload)
         params, state, losses = inputs.params, inputs.state, list[Tensor]()
-        if begun is not None:
-            loop, start = begun
-            if start is not None:  # before the first step, which is one to go back through
-                points.visit(0, params, state, start)
+        if loop is not None and loop.k:
+            points.visit(0, params, state, rng)
             params, state, _ = detached(loop.end())
             losses += loop.losses
         begins = max(first, len(losses))
