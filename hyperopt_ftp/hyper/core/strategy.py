@@ -16,6 +16,7 @@ from ... import tree
 from ...calls import did_you_mean
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached_leaves, or_zeros, requiring_grad
+from .memory import trial_peak
 from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_loop, has_derivative
 from .replay import Replay
@@ -38,7 +39,8 @@ class Costs(NamedTuple):
         gradients: number of gradients of the training loss.
         products: number of products with its second derivatives.
         plan: what is stored, in words.
-        trial: takes as much memory as all steps; ``None``: the first three steps, there and back.
+        trial: takes as much memory as all steps. ``None``: two and three steps are made there and back, and each
+            further one is taken to add as much as the third.
         memory: bytes, if they are known without a trial.
     """
 
@@ -217,3 +219,12 @@ def there_and_back(strategy: Strategy, problem: InnerProblem, inputs: TrainInput
     ends = requiring_grad(run.params)
     if ends:
         torch.autograd.grad(ends, requiring_grad(inputs), [torch.ones_like(x) for x in ends], allow_unused=True)
+
+
+def memory_of_steps(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
+    """Bytes that so many steps take, there and back, from those of two and of three."""
+
+    def of(steps: int) -> int:
+        return trial_peak(inputs.params, lambda: there_and_back(strategy, *few_steps(problem, inputs, steps)))
+
+    return of(count) if count < STEADY else (two := of(2)) + (count - 2) * (of(3) - two)

@@ -20,7 +20,7 @@ from ..core.memory import trial_peak
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
-from ..core.strategy import Strategy, few_steps, there_and_back
+from ..core.strategy import Costs, Strategy, memory_of_steps
 from ..distributed.data_parallel import DataParallel
 from ..guarded import problem_of
 from ..guards.call_arguments import check_batches, check_hparams
@@ -153,8 +153,12 @@ def _measured(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) ->
             "that have, or take the number beforehand"
         ) from error
     found = replay.run(replay.now(), lambda: strategy.costs(looking, inputs))
-    memory = found.memory
-    if memory is None:
-        trial = found.trial or (lambda: there_and_back(strategy, *few_steps(problem, inputs)))
+    if not isinstance(found, Costs):
+        kind = type(strategy).__name__
+        raise TypeError(f"{kind}.costs must return hyperopt_ftp.hyper.Costs, got a {type(found).__name__}")
+    memory, trial = found.memory, found.trial
+    if memory is None and trial is not None:
         memory = replay.run(replay.now(), lambda: trial_peak(inputs.params, trial))
+    if memory is None:
+        memory = replay.run(replay.now(), lambda: memory_of_steps(strategy, problem, inputs, len(inputs.batches)))
     return Estimate(memory, found.gradients, found.products, found.plan)

@@ -16,12 +16,11 @@ from ...types import CheckpointEvery, Compile, Offload, Params, State
 from ..compiled.steps import CompiledSteps, compilable, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import OptionalTensors, added, cotangents_of, detached, is_narrow, present, select_floats
-from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem, PlainLoop, has_derivative
 from ..core.replay import Replay, RngState
 from ..core.second_order import twice_differentiable
-from ..core.strategy import Costs, PlainSteps, Strategy, few_steps, there_and_back
+from ..core.strategy import Costs, PlainSteps, Strategy, memory_of_steps
 from ..core.torch_private import keeps_graph, under_transform
 from ..unrolling.budget import Sizes, affordable, peak_of
 from ..unrolling.eager import EagerSteps, are_small
@@ -305,7 +304,7 @@ class Unroll(Strategy):
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
         count, first = len(inputs.batches), self._first(inputs)
         if self.first_order:
-            memory = memory_of_graphs(replace(self, truncate=None), problem, inputs, count - first)
+            memory = memory_of_steps(replace(self, truncate=None), problem, inputs, count - first)
             return Costs(count, 0, "the graphs of all updates", memory=memory)
         steps, probed = EagerSteps(problem, inputs, first, self.truncate is None), self.memory is not None
         links = links_pay(inputs)
@@ -320,7 +319,7 @@ class Unroll(Strategy):
         gradients = count + again + max(0, left - plan.graphs) + probed
         products = left - (not steps.needs_hvp(first)) + probed
         owned = plan.graphs == left and self._may_keep_graphs(problem, inputs)
-        memory = memory_of_graphs(PlainSteps(), problem, inputs, left) if owned else peak_of(sizes, plan)
+        memory = memory_of_steps(PlainSteps(), problem, inputs, left) if owned else peak_of(sizes, plan)
         return Costs(gradients, products, plan.words, memory=memory)
 
     @property
@@ -348,11 +347,3 @@ class Unroll(Strategy):
         text = "Unroll(memory=%d) keeps of %d steps: %s; predicted peak: %d bytes"
         logging.getLogger("hyperopt_ftp").info(text, memory, sizes.steps, plan.words, peak)
         return plan
-
-
-def memory_of_graphs(how: Strategy, problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
-    """Bytes that so many steps of a plain loop take, from those of two and of three."""
-    two, three = (
-        trial_peak(inputs.params, lambda n=n: there_and_back(how, *few_steps(problem, inputs, n))) for n in (2, 3)
-    )
-    return two + (count - 2) * (three - two)

@@ -17,6 +17,7 @@ import hyperopt_ftp as hft
 from benchmarks.measure import allocated
 from benchmarks.nets import NETS, Problem
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Costs, Strategy
 
 F64 = torch.float64
 
@@ -123,6 +124,27 @@ def test_within_fake_tensors_of_ones_own():
     real = NETS["transformer"](5).estimate(hft.Unroll(checkpoint=1), None)
     assert found.memory == pytest.approx(real.memory, rel=0.03)
     assert (found.gradients, found.products, found.time) == (10, 4, 18)
+
+
+class Own(Strategy):
+    """The plain loop, of which nothing is known."""
+
+    def __call__(self, problem, inputs):
+        return problem.loop(inputs)
+
+    def costs(self, problem, inputs):
+        return Costs(len(inputs.batches), len(inputs.batches), "all graphs")
+
+
+@pytest.mark.parametrize("steps", [2, 12])
+def test_memory_of_a_strategy_of_ones_own_grows_with_the_steps(steps: int):
+    problem = NETS["transformer"](steps)
+    state = problem.optimizer.init(problem.params)
+    found = problem.estimate(Own(), state)
+    peak, _ = allocated(lambda: problem.hypergradient(Own(), state))
+    assert found.memory == pytest.approx(peak, rel=0.15)
+    with pytest.raises(TypeError, match=r"Own.costs must return hyperopt_ftp.hyper.Costs, got a tuple"):
+        problem.estimate(type("Own", (Own,), {"costs": lambda *_: (1, 1, "")})(), state)
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
