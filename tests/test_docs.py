@@ -213,6 +213,12 @@ def test_scores_at_one_rate_for_all_studies_are_those_of_the_report():
     )
     assert len(said) == 6
     assert said == made
+    of = {row[0]: row for row in rows(report("tuning"))}  # one minus the other, up to three roundings
+    for left, own, plain in zip(
+        *(re.findall(r"[+-]\d+\.\d", x) for x in (of["0.0002 in all"][1], of["0.0006"][3], of["0.0002"][1])),
+        strict=True,
+    ):
+        assert abs(float(left) - (float(own) - float(plain))) <= 0.15 + 1e-9
 
 
 def test_gains_of_a_faster_radius_do_not_follow_the_number_of_steps():
