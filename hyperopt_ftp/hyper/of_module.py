@@ -19,7 +19,7 @@ from ..calls import did_you_mean, explained, few, shown
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
 from .core.inputs import BufferedState, TrainOutputs
-from .core.torch_private import has_graph, has_saved_tensor_hooks
+from .core.torch_private import differentiated_outside, has_graph, has_saved_tensor_hooks, top_level
 from .distributed.data_parallel import DataParallel
 
 #: Holds the numbers of every buffer; of integers in two parts.
@@ -145,14 +145,17 @@ class OfModule:
             held = at.buffers.clone()
         values = {**at.params, **self._apart(held)}
         loss = self._at(values, modes, batch, own)
-        if not isinstance(loss, Tensor) or not (torch.compiler.is_compiling() or has_graph(loss)):
+        traced = torch.compiler.is_compiling()
+        if not isinstance(loss, Tensor) or not (traced or has_graph(loss)):
             return loss  # which is refused
         for name, was in self.carried.items():
-            if (x := values[name]).requires_grad or x.shape != was.shape:  # a module may put in another tensor, too
+            x = values[name]  # a module may put in another tensor, too
+            graph = x.requires_grad or (not traced and differentiated_outside(x, top_level()))
+            if graph or x.shape != was.shape:
                 raise ValueError(
                     f"the buffer {name!r} goes to the next step as a constant of the shape {tuple(was.shape)}, and a "
-                    f"step has made it {tuple(x.shape)}, requires_grad={x.requires_grad}: write into it under "
-                    "torch.no_grad(), as BatchNorm does"
+                    f"step has made it {tuple(x.shape)}, requires_grad={graph}: write into it under torch.no_grad(), "
+                    "as BatchNorm does"
                 )
         return loss + ((at.buffers - held) * self._joined(values).to(held.device)).sum().to(loss)
 

@@ -447,6 +447,21 @@ def test_a_buffer_that_would_lose_a_derivative_or_its_shape_is_refused(strategy)
                       strategy=strategy)  # fmt: skip
 
 
+def test_a_buffer_made_of_an_hparam_is_refused_under_a_transform():
+    def remembers_it(m, batch, own):
+        m.mean = 0.9 * m.mean + own["s"]
+        return (batch[0] * m.weight - m.mean).square().mean()
+
+    loss = hft.of_module(net := Writes(grows), remembers_it)
+
+    def end(s):
+        run = hft.train(OPT, loss, named(net), data(), hparams={"loss": {"s": s}})
+        return sum(p.sum() for p in run.params.values())
+
+    with pytest.raises(ValueError, match="the buffer 'mean' goes to the next step .*requires_grad=True"):
+        torch.func.grad(end)(torch.tensor(0.3, dtype=F64))
+
+
 @torch.no_grad()
 def averages(m, y):
     m.mean = 0.9 * m.mean + 0.1 * y.mean(0)  # another tensor in its place, and not written into

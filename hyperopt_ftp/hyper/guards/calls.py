@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...hparams import is_wrapped
 from ..core.graph import made_from
 from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
 from .messages import Subject, reads_number, writes
-from .operations import storage_of, watched_operations
+from .operations import refuse_numbers, storage_of, watched_operations
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
@@ -30,6 +31,8 @@ _LETS_REQUIRE_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # py
 #: Arguments of torch.add and its kin that are numbers: a tensor in their place is read.
 _NUMBERS = frozenset(("alpha", "beta"))
 _READS = frozenset((*_OF_ITSELF, *_OF_VALUES, _DATA))
+#: What may take a number of a tensor: for a branch, or a text.
+_OF_FLAGS = frozenset((Tensor.__bool__, Tensor.is_nonzero, Tensor.__format__, Tensor.__repr__))
 
 
 class watched_calls(TorchFunctionMode):  # a context manager
@@ -157,33 +160,46 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
 
 class read_knobs(TorchFunctionMode):  # a context manager
-    """Raise if the code inside reads a number that is made of knobs alone: the cheap look at a later call.
-
-    Under a transform, where graphs cannot be walked: one that transforms outside differentiate, and no inner one.
-    """
+    """Raise if the code inside reads a number that is made of knobs alone: the cheap look at a later call."""
 
     def __init__(self, who: Subject, knobs: Sequence[Tensor], given: Any) -> None:
-        """``given``: the other arguments, a tree. Under a transform nothing but knobs is differentiated outside."""
+        """``given``: the other arguments, a tree."""
         super().__init__()
         self._who, self._knobs, self._given = who, knobs, given
-        self._level = top_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
             for x in tree.leaves(taken(func, args, kwargs or {}, self._who)):
-                if isinstance(x, Tensor) and (x.requires_grad or self._level >= 0):
+                if isinstance(x, Tensor) and x.requires_grad:
                     self._judge(x)
         return func(*args, **(kwargs or {}))
 
     def _judge(self, x: Tensor) -> None:
-        if self._level >= 0:
-            if differentiated_outside(x, self._level):
-                raise reads_number(self._who)
-            return
         others = [y for y in tree.leaves(self._given) if isinstance(y, Tensor) and y.requires_grad]
         made_of = {id(y) for y in made_from([x], [*self._knobs, *others])}
         if made_of and made_of <= {id(y) for y in self._knobs}:
             raise reads_number(self._who)
+
+
+class read_outside(TorchFunctionMode):  # a context manager
+    """Under a transform, where graphs cannot be walked: raise if the code inside reads a number that transforms outside
+    differentiate, and no inner one: of an hparam, of the batch, or of what it captures."""
+
+    def __init__(self, who: Subject) -> None:
+        super().__init__()
+        self._who, self._level = who, top_level()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _READS and any(map(self._asked, tree.leaves(taken(func, args, kwargs, self._who)))):
+            raise reads_number(self._who)
+        numbers = (x for x in tree.leaves((args, kwargs)) if isinstance(x, Tensor) and not x.ndim)
+        refuses = func not in _OF_FLAGS and any(map(self._asked, numbers))
+        with refuse_numbers(self._who) if refuses else nullcontext():
+            return func(*args, **kwargs)
+
+    def _asked(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and differentiated_outside(x, self._level)
 
 
 def taken(func: Any, args: Any, kwargs: Any, who: Subject) -> list[Any]:

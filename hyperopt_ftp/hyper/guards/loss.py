@@ -15,22 +15,15 @@ from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import (
-    differentiated_outside,
-    has_graph,
-    has_saved_tensor_hooks,
-    refuse_saved_tensor_hooks,
-    top_level,
-    under_transform,
-)
+from ..core.torch_private import has_graph, has_saved_tensor_hooks, refuse_saved_tensor_hooks, under_transform
 from .call_arguments import check_scalar
-from .calls import read_knobs, watched_calls
+from .calls import read_knobs, read_outside, watched_calls
 from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
 from .messages import LOSS
 from .operations import storage_of, watched_operations
 from .verdict import Needs, Verdict
 
-_OUTSIDE = LOSS._replace(knobs="an hparam, or of the batch,")
+_OUTSIDE = LOSS._replace(knobs="an hparam, of the batch, or of what it captures,")
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 _WARN_OF_DETACH = (
     "train_loss detaches a function of its params (detach(), data) and computes with it, so the derivative of the "
@@ -55,12 +48,15 @@ class GuardedLoss:
         self.leaves: list[Tensor] = []
         self._needs, self._replay = needs, Replay()
         self._done = False  # whether this training needs no more looks
+        self._watched = False  # whether a call under a transform has been looked at
         self._later: watched_calls | None = None  # of a loss that reads numbers of params
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         needs, verdict = self._needs, self.verdict
         if under_transform():
-            loss = self._watch_outer_numbers(params, batch, *own)
+            watches, self._watched = verdict.reads or not self._watched, True
+            with read_outside(_OUTSIDE) if watches else nullcontext():
+                loss = self._value(params, batch, *own)
             if needs.derived and not verdict.loss:
                 refuse_once_differentiable(loss)
             return loss
@@ -86,13 +82,6 @@ class GuardedLoss:
         knobs = requiring_grad(own) if self.verdict.reads else []
         with read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext():
             return self._see_hooks(params, batch, *own)
-
-    def _watch_outer_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
-        """The same under a transform, where it cannot be told from a number of the batch."""
-        level = top_level()
-        watches = self.verdict.reads and any(differentiated_outside(x, level) for x in floats((batch, own)))
-        with read_knobs(_OUTSIDE, (), ()) if watches else nullcontext():
-            return self._value(params, batch, *own)
 
     def _see_hooks(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, and whether it sets hooks on saved tensors, as activation checkpointing does."""
@@ -127,7 +116,7 @@ class GuardedLoss:
         lost = loses_derivative(LOSS, [loss], [*arguments, *calls.leaves])
         if needs.closed and lost is not None:
             raise lost
-        if operations is not None:
+        if operations is not None and (lost is not None or not needs.of_captured):
             if id(loss) in calls.detached and not needs.constant_gradient:
                 warnings.warn(_WARN_OF_DETACH, UserWarning, stacklevel=callers_level())
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))

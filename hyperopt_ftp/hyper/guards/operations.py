@@ -79,6 +79,19 @@ class watched_operations(TorchDispatchMode):  # a context manager
         return result
 
 
+class refuse_numbers(TorchDispatchMode):  # a context manager
+    """Raise if the code inside takes the number of a tensor of floats, also where an operation wants a number."""
+
+    def __init__(self, who: Subject) -> None:
+        super().__init__()
+        self._who = who
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_floating_point():
+            raise reads_number(self._who)
+        return func(*args, **(kwargs or {}))
+
+
 def _other_hooks(now: Any, before: Any) -> bool:
     """Of each pair of functions the first; torch makes the pair anew."""
     return now is not None and (before is None or now[0] is not before[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import types
 from collections import OrderedDict
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ... import tree
 from ...hparams import Domain, is_wrapped
 
 _OWN = __name__.partition(".")[0]
-#: Packages of which functions, classes and modules are what they are.
-_FIXED = {torch.__name__, "numpy", "einops", "builtins", *sys.stdlib_module_names}
-_KNOWN = _FIXED | {_OWN}
+_FIXED = {torch.__name__, "numpy", "einops", "builtins"}
+_STANDARD = os.path.dirname(os.__file__)
 _VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
 _HOLD = frozenset((tuple, list, set, frozenset, dict, OrderedDict))
+_PARTS = (FunctionType, Tensor, nn.Module)
 #: Objects up to which it is worth to look at them all.
 _MOST = 5_000
 
@@ -95,14 +97,31 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
     if isinstance(x, (types.ModuleType, type)):
         key.append(x)
-        return [] if package_of(x.__name__ if isinstance(x, types.ModuleType) else x.__module__) in _KNOWN else None
+        return [] if _is_known(package_of(x.__name__ if isinstance(x, types.ModuleType) else x.__module__)) else None
     if isinstance(x, nn.Module) or package_of(getattr(kind, "__module__", "")) == _OWN:
         if isinstance(x, nn.Module) and (_has_any_global_hook() or _has_slots(kind)):
             return None
-        key.append(kind)
-        own = [*vars(x).values()] if hasattr(x, "__dict__") else []
-        return own + [y for cls in kind.__mro__ if package_of(cls.__module__) not in _KNOWN for y in _of_class(cls)]
+        own = getattr(x, "__dict__", {})
+        key.append((kind, (*own,)))  # with the names of attributes
+        return [
+            *own.values(),
+            *(y for cls in kind.__mro__ if not _is_known(package_of(cls.__module__)) for y in _of_class(cls)),
+        ]
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_fixed(package: str) -> bool:
+    """Whether its functions, classes and modules are what they are; not a user's that is called as one of Python's."""
+    if package not in sys.stdlib_module_names:
+        return package in _FIXED
+    module = sys.modules.get(package)
+    place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), _STANDARD)
+    return os.path.abspath(place).startswith(_STANDARD)
+
+
+def _is_known(package: str) -> bool:
+    return package == _OWN or _is_fixed(package)
 
 
 def _of_class(cls: type) -> list[Any]:
@@ -113,13 +132,17 @@ def _of_class(cls: type) -> list[Any]:
             found += [f for f in (x.fget, x.fset) if f is not None]
         elif isinstance(x, (staticmethod, classmethod)):
             found.append(x.__func__)
-        elif isinstance(x, (FunctionType, Tensor)) or type(x) in _VALUES or _holds_values(x):
+        elif isinstance(x, functools.cached_property):
+            found.append(x.func)
+        elif isinstance(x, _PARTS) or type(x) in _VALUES or (type(x) in _HOLD and _holds_parts(x)):
             found.append(x)
     return found
 
 
-def _holds_values(x: Any) -> bool:
-    return type(x) in _HOLD and all(type(y) in _VALUES for y in (x.values() if isinstance(x, dict) else x))
+def _holds_parts(x: Any) -> bool:
+    """Whether a container has values alone, or a tensor or a module somewhere."""
+    leaves = tree.leaves(x)
+    return all(type(y) in _VALUES for y in leaves) or any(isinstance(y, _PARTS) for y in leaves)
 
 
 def _has_slots(cls: type) -> bool:
@@ -131,13 +154,13 @@ def package_of(name: Any) -> str:
 
 
 def _of_function(function: FunctionType, package: str) -> list[Any]:
-    if package in _FIXED and not function.__closure__:
+    if _is_fixed(package) and not function.__closure__:
         return []
-    parts: list[Any] = [function.__defaults__, function.__kwdefaults__, *vars(function).values()]
+    parts: list[Any] = [function.__defaults__, function.__kwdefaults__, *((vars(function),) if vars(function) else ())]
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # empty
             parts.append(cell.cell_contents)
-    if package not in _KNOWN:
+    if not _is_known(package):
         names = _names(function.__code__)
         parts += [function.__globals__[name] for name in names if name in function.__globals__]
     return parts

@@ -65,9 +65,10 @@ class GuardedUpdate:
         self, kind: str, grads: Params, state: State, params: Params, hparams: dict[str, Any]
     ) -> tuple[Params, State]:
         needs, verdict = self._needs, self._verdict
+        derived = needs.derived and (not needs.of_captured or bool(requiring_grad((grads, state, params))))
         if kind == "plain":
             grads, state, params = detached((grads, state, params))
-        elif kind == "graph" and needs.derived:  # a first gradient may have none, and what is lost of later ones counts
+        elif kind == "graph" and derived:  # a first gradient may have none, and what is lost of later ones counts
             grads = tree.map_tree(_leaf, grads)
         given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)]
         knobs = requiring_grad(hparams)
@@ -78,10 +79,10 @@ class GuardedUpdate:
             if needs.closed and (kind == "plain" or needs.inside_function):
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))
             operations = None
-            if needs.derived and kind != "transform":
+            if derived and kind != "transform":
                 operations = stack.enter_context(watched_operations(UPDATE, knobs, collectives=True))
             calls = watched_calls(UPDATE, knobs, known, operations, ignored=others)
-            if needs.derived:
+            if derived:
                 stack.enter_context(calls)
             found = _explained(self.unguarded, grads, state, params, hparams)
             _check_result(found, params)

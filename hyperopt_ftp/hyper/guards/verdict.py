@@ -29,6 +29,8 @@ class Needs(NamedTuple):
             trace in the graph.
         constant_gradient: whether training gradients count as constants, or values alone are asked for: what the loss
             detaches is no loss then.
+        of_captured: whether a derivative is asked for at most of what loss and update capture: these are judged where
+            they turn out to depend on such a tensor.
         inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
     """
 
@@ -37,6 +39,7 @@ class Needs(NamedTuple):
     differentiates_whole_gradient: bool = False
     compiled: bool = False
     constant_gradient: bool = False
+    of_captured: bool = False
     inside_function: bool = False
 
 

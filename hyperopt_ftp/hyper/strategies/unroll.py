@@ -188,12 +188,16 @@ class Unroll(Strategy):
             guarded, verdict = self._guarded(problem, inputs, derived)
             if transform or not torch.is_grad_enabled() or not verdict.captures:
                 return self._loop(guarded, inputs, first).run().end()
-        rng = Replay().now()
-        loop = self._loop(guarded, inputs, first).run(first + 1)
-        if not loop.has_graph:
-            return loop.run().end()
-        Replay().rewind(rng)  # of what the loss or the update captures a derivative is asked for
-        return self._by_graphs_or_points(problem, inputs, first)
+        with twice_differentiable():  # of what loss and update capture, a derivative may be asked for
+            guarded, verdict = self._guarded(problem, inputs, True, of_captured=True)
+            loop = self._loop(guarded, inputs, first).run(first + 1)
+            if loop.has_graph:
+                hooks = verdict.has_hooks and not self.first_order
+                if hooks or not self._fits(problem, inputs, first, verdict):
+                    return self._by_graphs_or_points(problem, inputs, first)  # which says why it cannot be done
+                loop.problem = self._guarded(problem, inputs, True)[0]
+                return loop.run().end()
+        return loop.run().end()
 
     def _by_graphs_or_points(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
         with twice_differentiable():
@@ -203,9 +207,7 @@ class Unroll(Strategy):
             loop, own = self._loop(guarded, inputs, first), len(inputs.batches) - first
             if loop.k == 0 and not verdict.loss:
                 loop.run(1)
-            left = problem.before + own
-            fits = self.first_order or not self.chooses or left == 1
-            fits = fits or are_small(problem, verdict.bytes_made, inputs.params, left)
+            fits = self._fits(problem, inputs, first, verdict)
             if not fits and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
             # What is checkpointed in the loss is computed again in the backward pass, under its settings.
@@ -214,9 +216,18 @@ class Unroll(Strategy):
             plan = with_graphs(own, own) if fits else points_of_every(1)
             return self._by_points(problem, inputs, first, plan, loop, rng)
 
-    def _guarded(self, problem: InnerProblem, inputs: TrainInputs, derived: bool) -> tuple[InnerProblem, Any]:
+    def _fits(self, problem: InnerProblem, inputs: TrainInputs, first: int, verdict: Any) -> bool:
+        """Whether the graphs of all steps may be kept."""
+        left = problem.before + len(inputs.batches) - first
+        if self.first_order or not self.chooses or left == 1:
+            return True
+        return are_small(problem, verdict.bytes_made, inputs.params, left)
+
+    def _guarded(
+        self, problem: InnerProblem, inputs: TrainInputs, derived: bool, **needs: bool
+    ) -> tuple[InnerProblem, Any]:
         """The problem with checks, and what they have found."""
-        guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order)
+        guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order, **needs)
         assert guarded.guards is not None
         return guarded, guarded.guards.verdict
 

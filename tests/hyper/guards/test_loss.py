@@ -268,7 +268,7 @@ def end_of(train_loss, data=DATA, **own):
 @pytest.mark.parametrize("name", [name for name in TAKEN if "aten" not in name])
 def test_it_is_refused_under_a_transform_that_differentiates_it(name):
     train_loss = with_number(TAKEN[name])
-    with pytest.raises(RuntimeError, match="takes the number of an hparam, or of the batch, that a"):
+    with pytest.raises(RuntimeError, match="takes the number of an hparam, of the batch, or of what"):
         torch.func.grad(lambda own: end_of(train_loss, **own))(HPARAMS["loss"])
     with pytest.raises(RuntimeError, match="takes the number of an hparam"):  # also by one further out
         torch.func.grad(lambda own: torch.func.grad(lambda l2: end_of(train_loss, **{**own, "l2": l2}))(own["l2"]))(
@@ -288,11 +288,42 @@ def test_under_a_transform_a_number_of_the_batch_is_refused_and_a_log_is_not():
         LOG.append(value.item())
         return value
 
-    with pytest.raises(RuntimeError, match="of an hparam, or of the batch,"):
+    with pytest.raises(RuntimeError, match="takes the number of an hparam, of the batch,"):
         torch.func.grad(lambda data: end_of(of_the_batch, data))([*DATA])
+
+    def captured(s):
+        return end_of(lambda p, x, h: loss(p, x) + s.item() * p["w"].sum() + s * p["b"].sum())
+
+    with pytest.raises(RuntimeError, match="or of what it captures,"):
+        torch.func.grad(captured)(f64(0.3))
     got = torch.func.grad(lambda s: end_of(logged, s=s))(HPARAMS["loss"]["s"])
     (want,) = central_differences(lambda s: end_of(logged, s=s), HPARAMS["loss"]["s"])
     assert got.item() == pytest.approx(want.item(), rel=1e-6)
+
+
+WANT_NUMBERS = {
+    "label_smoothing": lambda y, s: F.cross_entropy(
+        torch.stack([y, -y], 1), torch.tensor([0, 1, 1, 0]), label_smoothing=s
+    ),
+    "leaky_relu": F.leaky_relu,
+    "norm": lambda y, s: torch.norm(y, p=s),
+    "full": lambda y, s: y * torch.full((4,), s),
+    "huber": lambda y, s: F.huber_loss(y, 0 * y, delta=s),
+}
+
+
+@pytest.mark.parametrize("name", WANT_NUMBERS)
+@pytest.mark.parametrize("made", [lambda s: s.sigmoid(), lambda s: s], ids=["made of it", "itself"])
+def test_where_an_operation_wants_a_number_none_is_made_of_an_hparam_under_a_transform(name, made):
+    """Some hparams torch refuses itself."""
+
+    def train_loss(p, x, h):
+        return WANT_NUMBERS[name](hidden(p, x).sum(1), made(h["s"])).mean() + loss(p, x)
+
+    with pytest.raises(
+        (RuntimeError, TypeError), match="takes the number of an hparam|must be (Number|float), not Tensor"
+    ):
+        torch.func.grad(lambda s: end_of(train_loss, s=s))(HPARAMS["loss"]["s"])
 
 
 CONSTANT = {
@@ -317,6 +348,8 @@ def test_what_is_constant_or_a_tensor_is_left_alone(name):
         want = central_differences(at, HPARAMS["loss"][entry])[0].item()
         assert grads[entry].item() == pytest.approx(want, rel=1e-6, abs=1e-12)
     assert ("as_tensor" in name) == bool(grads["s"])
+    under = torch.func.grad(lambda own: end_of(train_loss, **own))(HPARAMS["loss"])
+    torch.testing.assert_close((under["l2"], under["s"]), (grads["l2"], grads["s"]), rtol=1e-9, atol=1e-12)
 
 
 def log_at_the_end(params, x):

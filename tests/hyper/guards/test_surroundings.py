@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import SimpleNamespace
+from functools import cached_property
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.hyper.guards import surroundings
 from hyperopt_ftp.hyper.guards.update import LOOKS
 
 from ...support.own_updates import (
@@ -214,6 +217,55 @@ def a_class_attribute() -> Changing:
     return lambda p, x: net(p, x), lambda: setattr(Net, "writes", True)
 
 
+def a_module_of_a_class() -> Changing:
+    class Net(nn.Module):
+        norm = norm()
+
+        def forward(self, p: Tensor, x: Tensor) -> Tensor:
+            return self.norm(p * x).sum()
+
+    net = Net()
+    return lambda p, x: net(p, x), Net.norm.train
+
+
+def a_module_in_a_list_of_a_class() -> Changing:
+    class Net(nn.Module):
+        norms = ({"first": norm()}, 3)
+
+        def forward(self, p: Tensor, x: Tensor) -> Tensor:
+            return self.norms[0]["first"](p * x).sum()
+
+    net = Net()
+    return lambda p, x: net(p, x), Net.norms[0]["first"].train
+
+
+def a_cached_property() -> Changing:
+    flags = {"on": False}
+
+    class Net(nn.Module):
+        @cached_property
+        def writes(self) -> bool:
+            return flags["on"]
+
+        def forward(self, p: Tensor, x: Tensor) -> Tensor:
+            self.__dict__.pop("writes", None)
+            return squares(p, x, self.writes)
+
+    net = Net()
+    return lambda p, x: net(p, x), lambda: flags.update(on=True)
+
+
+def which_attribute() -> Changing:
+    net = nn.Identity()
+    net.other = True
+
+    def change() -> None:
+        del net.other
+        net.writes = True
+
+    return lambda p, x: squares(p, x, hasattr(net, "writes")), change
+
+
 class ReadsAGlobal(nn.Module):
     def forward(self, p: Tensor, x: Tensor) -> Tensor:
         return squares(p, x, GLOBALS["writes"])
@@ -279,7 +331,8 @@ def the_module() -> Changing:
 
 CHANGES = [
     a_number, a_dict, an_object, a_class_attribute, a_global_of_forward, a_closed_tensor, an_attribute_of_the_loss,
-    an_attribute_of_a_dict, defaults, code, the_mode_of_a_module_in_a_global_dict, the_module,
+    an_attribute_of_a_dict, defaults, code, the_mode_of_a_module_in_a_global_dict, the_module, a_module_of_a_class,
+    a_module_in_a_list_of_a_class, a_cached_property, which_attribute,
 ]  # fmt: skip
 
 
@@ -291,6 +344,22 @@ def test_a_loss_is_looked_at_again_where_what_it_depends_on_has_changed(make: Ca
     change()
     with pytest.raises(RuntimeError, match="train_loss writes in place"):
         slope(train_loss, data=ROWS)
+
+
+@pytest.mark.parametrize("kind", [{"__file__": "/mine/colorsys.py"}, {"__path__": ["/mine/colorsys"]}], ids=str)
+def test_a_package_that_is_called_as_one_of_pythons_is_seen(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("colorsys")
+    vars(module).update(kind)
+    exec("flags = {'on': False}\ndef writes(): return flags['on']", vars(module))
+    monkeypatch.setitem(sys.modules, "colorsys", module)
+    surroundings._is_fixed.cache_clear()
+    writes: Any = vars(module)["writes"]
+    slope(lambda p, x: squares(p, x, writes()))
+    vars(module)["flags"].update(on=True)
+    with pytest.raises(RuntimeError, match="train_loss writes in place"):
+        slope(lambda p, x: squares(p, x, writes()))
+    monkeypatch.undo()
+    surroundings._is_fixed.cache_clear()
 
 
 def test_code_at_the_address_of_code_that_has_gone_is_looked_at():

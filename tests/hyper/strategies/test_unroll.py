@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -83,6 +83,43 @@ def test_random_numbers_are_drawn_as_by_hand():
 
     got, want = slopes(loss, c, torch.linspace(1, 2, 6, dtype=F64), [0.0, 0.5, 1.0, 1.5])
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("place", ["loss", "update", "module", "nowhere"])
+def test_a_loss_beside_what_is_captured_runs_once_in_each_step(place: str, steps: int):
+    """Counters, averages and generators of its own go on by one a step, as in a loop by hand."""
+    c, net, calls = captured(), nn.Linear(1, 1).double(), []
+
+    def loss(p, x):
+        calls.append(x)
+        used = {"loss": c, "module": net.weight.sum()}.get(place, 1.0)
+        return len(calls) * (used * (p - x) ** 2).sum()
+
+    def update(grads, state, params, hparams):
+        return params - 0.1 * (c if place == "update" else 1.0) * grads, state
+
+    opt, start, data = (
+        hft.Optimizer(lambda p, h=None: (), update, {}),
+        torch.ones(3, dtype=F64),
+        [0.1, 0.2, 0.3][:steps],
+    )
+    run = hft.train(opt, loss, start, data)
+    assert calls == data
+    calls.clear()
+    torch.testing.assert_close(run.params, loop(opt, loss, ONES, data)[0], rtol=1e-12, atol=0)
+    assert run.params.requires_grad == (place != "nowhere")
+    if place in ("loss", "update"):
+        (got,) = torch.autograd.grad(run.params.sum(), c)
+        calls.clear()
+        (want,) = torch.autograd.grad(loop(opt, loss, ONES, data)[0].sum(), c)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+def test_a_number_of_what_is_captured_is_refused_in_an_only_step():
+    c = captured()
+    with pytest.raises(RuntimeError, match="takes the number"):
+        hft.train(SGD, lambda p, x: c * p.sum() ** 2 + c.item() * p.square().sum(), ONES, [0.0])
 
 
 @pytest.mark.parametrize("known", [False, True])
