@@ -119,7 +119,8 @@ FULL = (
         ("--anchor", "drawn", "--lrs", "6e-4", "--radius-lrs", "0.03", "0.1", "0.3")),
     Job("long-newspapers", "AdamW and FTP over the learning rate on newspapers, with four times the steps", _RATES,
         (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "3.5e-5", "adamw",
-         "1.1e-4", "ftp", "2e-4", "--epochs", "8", *THREE)),
+         "1.1e-4", "ftp", "2e-4", "adamw", "2e-5", "ftp", "6e-5", "adamw", "1.1e-5", "ftp", "6e-3", "--epochs", "8",
+         *THREE)),
     Job("free-long-newspapers", "FTP around Prodigy on these", f"{_RATES}.free",
         (*NEWSPAPERS, "--methods", "ftp_prodigy", "--epochs", "8", *WITHIN)),
     *(
