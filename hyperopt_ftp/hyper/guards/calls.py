@@ -85,7 +85,12 @@ class watched_calls(TorchFunctionMode):  # a context manager
         self._alive.clear()
         for array, before, x in self._arrays if error[0] is None else ():
             if array.tobytes() != before:
-                raise writes(self._who, " (through NumPy)", x)
+                self._refuse(writes(self._who, " (through NumPy)", x))
+
+    def _refuse(self, error: RuntimeError) -> None:
+        if self._operations is None:
+            raise error
+        self._operations.refuse(error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -133,7 +138,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
             made_of = set() if transform else {id(y) for y in made_from([x], self._given)}
             made_of -= {id(y) for y in self.leaves} | self._ignored
             if made_of and not made_of & self._others:
-                raise reads_number(self._who)
+                self._refuse(reads_number(self._who))
+                continue
             found |= transform or bool(made_of)
         return found
 

@@ -107,7 +107,9 @@ class GuardedLoss:
         knobs = requiring_grad(own)
         operations = None
         if needs.derived:
-            operations = watched_operations(LOSS, knobs, may_write=not needs.closed, given=floats((params, batch)))
+            operations = watched_operations(
+                LOSS, knobs, may_write=not needs.closed, given=floats((params, batch)), waits=needs.of_captured
+            )
         calls = watched_calls(LOSS, knobs, arguments, operations, map(storage_of, tensors), self._later)
         with refuse_outer_tensors(LOSS) if needs.inside_function else nullcontext(), operations or nullcontext(), calls:
             loss = (self._see_hooks if operations is None else self._value)(params, batch, *own)
@@ -117,6 +119,8 @@ class GuardedLoss:
         if needs.closed and lost is not None:
             raise lost
         if operations is not None and (lost is not None or not needs.of_captured):
+            if operations.error is not None:
+                raise operations.error
             if id(loss) in calls.detached and not needs.constant_gradient:
                 warnings.warn(_WARN_OF_DETACH, UserWarning, stacklevel=callers_level())
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))

@@ -25,10 +25,13 @@ class watched_operations(TorchDispatchMode):  # a context manager
         may_write: bool = False,
         collectives: bool = False,
         given: Sequence[Tensor] = (),
+        waits: bool = False,
     ) -> None:
-        """``may_write``: a write that torch counts is only noted, unless it is into what was ``given``."""
+        """``may_write``: a write that torch counts is only noted, unless it is into what was ``given``; ``waits``: the
+        first error is kept for who looks, not raised."""
         super().__init__()
-        self._who, self._collectives, self._may_write = who, collectives, may_write
+        self._who, self._collectives, self._may_write, self._waits = who, collectives, may_write, waits
+        self.error: RuntimeError | None = None
         self._knobs = {id(x) for x in knobs}
         #: Storages that the code inside has made; one that is gone gives its id to a later one, made here as well.
         self.made: set[int] = set()
@@ -42,32 +45,44 @@ class watched_operations(TorchDispatchMode):  # a context manager
         #: Bytes of all tensors that the code inside has made.
         self.bytes_made: int = 0
 
+    def refuse(self, error: RuntimeError) -> None:
+        self.error = self.error or error
+        if not self._waits:
+            raise error
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.has_hooks = self.has_hooks or _other_hooks(saved_tensor_hooks(), self._outer_hooks)
         if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
-            raise reads_number(self._who)
+            self.refuse(reads_number(self._who))
         if func.namespace == "c10d" and not self._collectives:
-            raise RuntimeError(
-                f"{self._who.name} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
-                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p))"
+            self.refuse(
+                RuntimeError(
+                    f"{self._who.name} calls a collective ({func}), which has no derivative. Give "
+                    "hft.data_parallel(loss) itself as the loss, with what is added to it inside: "
+                    "data_parallel(lambda p, b: loss(p, b) + l2(p))"
+                )
             )
         given = [*tensors_in(args), *tensors_in(kwargs)]
         if any(map(is_dtensor, given)) and not self._collectives:
-            raise RuntimeError(
-                f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
-                "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
+            self.refuse(
+                RuntimeError(
+                    f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
+                    "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
+                )
             )
         for target in _written(func, args, kwargs):
             storage = storage_of(target)
             if storage not in self.made:
                 self.written = writes(self._who, f" ({func})", target)
                 if not self._may_write or storage in self.protected:
-                    raise self.written
+                    self.refuse(self.written)
         if func._schema.name == "aten::_weight_norm_interface":
-            raise RuntimeError(
-                "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
-                "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
+            self.refuse(
+                RuntimeError(
+                    "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
+                    "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
+                )
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self.made.update(storage_of(x) for x in tensors_in(args))

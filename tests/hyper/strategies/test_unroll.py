@@ -116,6 +116,26 @@ def test_a_loss_beside_what_is_captured_runs_once_in_each_step(place: str, steps
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
+def test_where_nothing_depends_on_what_is_captured_the_loss_may_do_what_a_loop_may():
+    """Write into its batch, or by data; take numbers of the module; detach."""
+    net, mean = nn.Linear(3, 1).double(), nn.Linear(3, 1).double()
+    params = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(p, x):
+        mean.weight.data.mul_(0.9)
+        x.mul_(0.5)
+        norm = sum(w.norm() for w in net.parameters()).item()
+        y = torch.func.functional_call(net, p, (x,))
+        return (norm > 0) * (y - 0.5 * y.detach()).square().mean()
+
+    for _ in range(2):  # the second call is known
+        batch = torch.ones(4, 3, dtype=F64)
+        run = hft.train(SGD, loss, params, [batch])
+        assert torch.equal(batch, torch.full_like(batch, 0.5))
+        want = loop(SGD, loss, params, [torch.ones(4, 3, dtype=F64)])[0]
+        torch.testing.assert_close(run.params, want, rtol=1e-12, atol=0, check_dtype=True)
+
+
 def test_a_number_of_what_is_captured_is_refused_in_an_only_step():
     c = captured()
     with pytest.raises(RuntimeError, match="takes the number"):
