@@ -19,7 +19,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import BilevelState, Record
 from tests.crash.child import Program, finish, load, new_parser, ready, save
 
-SIZE, BATCH = 180, 12  # 15 batches a pass, which is 5 rounds
+SIZE, BATCH = 192, 12  # 16 batches a pass, so in each the rounds of three begin elsewhere
 ROUNDS, STEPS = 60, 3
 BROKEN = 100  # the example that is NaN where rounds may be lost
 
@@ -100,7 +100,7 @@ def new_records(variant: Variant, rounds: int, state: BilevelState | None = None
     if variant.breaks:
         held_out[4][0][0] = float("nan")
     inner = variant.inner(params)
-    own = {"weights": torch.ones(SIZE // 20), "l2": {"first": torch.tensor(1e-3), "second": torch.tensor(1e-3)}}
+    own = {"weights": torch.ones(SIZE // 20 + 1), "l2": {"first": torch.tensor(1e-3), "second": torch.tensor(1e-3)}}
     return hft.bilevel(
         inner,
         variant.by,
