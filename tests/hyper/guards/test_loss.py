@@ -313,16 +313,13 @@ WANT_NUMBERS = {
 
 
 @pytest.mark.parametrize("name", WANT_NUMBERS)
-@pytest.mark.parametrize("made", [lambda s: s.sigmoid(), lambda s: s], ids=["made of it", "itself"])
-def test_where_an_operation_wants_a_number_none_is_made_of_an_hparam_under_a_transform(name, made):
-    """Some hparams torch refuses itself."""
+def test_where_an_operation_wants_a_number_none_is_made_of_an_hparam_under_a_transform(name):
+    """An hparam itself torch refuses, but no function of it."""
 
     def train_loss(p, x, h):
-        return WANT_NUMBERS[name](hidden(p, x).sum(1), made(h["s"])).mean() + loss(p, x)
+        return WANT_NUMBERS[name](hidden(p, x).sum(1), h["s"].sigmoid()).mean() + loss(p, x)
 
-    with pytest.raises(
-        (RuntimeError, TypeError), match="takes the number of an hparam|must be (Number|float), not Tensor"
-    ):
+    with pytest.raises(RuntimeError, match="takes the number of an hparam"):
         torch.func.grad(lambda s: end_of(train_loss, s=s))(HPARAMS["loss"]["s"])
 
 

@@ -323,6 +323,27 @@ def test_first_order_darts_is_the_direct_derivative(strategy):
         torch.testing.assert_close(params, w, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_first_order_of_a_loss_that_checkpoints_activations(captures: bool):
+    """Its gradient is no function that is differentiated, so nothing is computed again in the backward pass."""
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+
+    def plain(p, x):
+        return (torch.tanh(p) - x).square().sum()
+
+    def checkpointed(p, x):
+        return (checkpoint(torch.tanh, p, use_reentrant=False) - x).square().sum()
+
+    def slope(loss):
+        opt = hft.Optimizer(lambda p, h=None: (), lambda g, s, p, h: (p - (lr if captures else h["lr"]) * g, s),
+                            {"lr": torch.tensor(1.0, dtype=F64)})  # fmt: skip
+        own = {} if captures else {"lr": lr}
+        run = hft.train(opt, loss, ONES, [0.1, 0.2, 0.3], hparams=own, strategy=FIRST)
+        return torch.autograd.grad(run.params.square().sum(), lr)[0]
+
+    torch.testing.assert_close(slope(checkpointed), slope(plain), rtol=1e-12, atol=0)
+
+
 def test_first_order_under_transforms():
     opt = hft.sgd(lr=0.1)
 
