@@ -115,6 +115,7 @@ class GuardedLoss:
             loss = (self._see_hooks if operations is None else self._value)(params, batch, *own)
         self.leaves, self._later = calls.leaves, calls if calls.has_read else None
         verdict.makes_leaves |= bool(calls.leaves)
+        verdict.has_hooks |= operations is not None and operations.has_hooks
         lost = loses_derivative(LOSS, [loss], [*arguments, *calls.leaves])
         if needs.closed and lost is not None:
             raise lost
@@ -126,7 +127,6 @@ class GuardedLoss:
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
-            verdict.has_hooks |= operations.has_hooks
             verdict.bytes_made = max(verdict.bytes_made, operations.bytes_made)
             verdict.refusal = verdict.refusal or operations.written or lost
         self._done = calls.warned or not calls.has_read

@@ -205,7 +205,7 @@ class Unroll(Strategy):
             # Where the loss is known, what is kept is decided before the first step.
             rng = None if verdict.loss and self.truncate is None else Replay().now()
             loop, own = self._loop(guarded, inputs, first), len(inputs.batches) - first
-            if loop.k == 0 and not verdict.loss:
+            if not verdict.loss:
                 loop.run(1)
             fits = self._fits(problem, inputs, first, verdict)
             if not fits and verdict.refusal is not None:

@@ -344,6 +344,15 @@ def test_first_order_of_a_loss_that_checkpoints_activations(captures: bool):
     torch.testing.assert_close(slope(checkpointed), slope(plain), rtol=1e-12, atol=0)
 
 
+def test_a_loss_that_checkpoints_activations_beside_what_the_update_captures():
+    """An error from the first training on, not in the second, which knows the loss, alone."""
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    opt = hft.Optimizer(lambda p, h=None: (), lambda g, s, p, h: (p - lr * g, s), {"lr": 1.0})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"the optimizer uses a tensor .* no argument of train"):
+            hft.train(opt, lambda p, x: checkpoint(torch.sin, p * x, use_reentrant=False).sum(), ONES, [0.1, 0.2])
+
+
 def test_first_order_under_transforms():
     opt = hft.sgd(lr=0.1)
 
