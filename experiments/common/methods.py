@@ -100,6 +100,14 @@ def _by_layer(model: Network, options: AnchorOptions, lr: float) -> torch.optim.
     return _adamw(groups[::-1], lr, options.weight_decay)  # logs show that of the first one
 
 
+def _faster_head(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    head = dict(model.head_parameters())
+    body = [(name, parameter) for name, parameter in model.named_parameters() if name not in head]
+    return _adamw(
+        [{"params": body}, {"params": [*head.items()], "lr": FASTER["linear"] * lr}], lr, options.weight_decay
+    )
+
+
 class _LowRank(nn.Module):
     """W + SCALE B A, with B zero at first (LoRA, arXiv 2106.09685, eq. 3; A as in the authors' code)."""
 
@@ -166,26 +174,34 @@ def _ftp(**fixed: Any) -> Make:
     return make
 
 
-def _ftp_share(share: float) -> Make:
-    """FTP whose radii move by a share of what AdamW can move a row in a step, its width times the learning rate."""
+def _ftp_at(rate: Callable[[float, Tensor, float], float], **fixed: Any) -> Make:
+    """FTP of which each radius moves at a rate that follows the learning rate, the weights and the radius itself."""
 
     def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
-        widths: dict[int, list[tuple[str, Tensor]]] = {}
-        for name, parameter in model.named_parameters():
-            rows = parameter.shape[0] if parameter.ndim > 1 else 1
-            widths.setdefault(parameter.numel() // rows, []).append((name, parameter))
+        groups = [{"params": [named]} for named in model.named_parameters()]
         free = free_parameters(model, options)
-        groups = [{"params": named, "width": width} for width, named in widths.items()]
-        optimizer = hft.FTPAdamW(groups, lr=lr, weight_decay=options.weight_decay, exclude=free, gradient="exact")
+        optimizer = hft.FTPAdamW(groups, lr=lr, weight_decay=options.weight_decay, exclude=free, **fixed)
 
         def follow(*_: object) -> None:
             for group in optimizer.param_groups:
-                group["radius_lr"] = share * group["width"] * group["lr"]
+                (weight,) = group["params"]
+                radius = float(optimizer.state.get(weight, {}).get("radius", 0.0))
+                group["radius_lr"] = rate(group["lr"], weight, radius)
 
         optimizer.register_step_pre_hook(follow)
         return optimizer
 
     return make
+
+
+def _ftp_share(share: float) -> Make:
+    """Of what AdamW can move a row in a step: its width times the learning rate."""
+    return _ftp_at(lambda lr, w, _: share * lr * (w.numel() // (len(w) if w.ndim > 1 else 1)), gradient="exact")
+
+
+def _ftp_log(eta: float) -> Make:
+    """Of the radius, which moves in its logarithm; it starts as long as AdamW's first step, which it lets through."""
+    return _ftp_at(lambda _, __, radius: eta * radius, radius_start=1e9)
 
 
 def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: float | bool) -> Callable[[float], Make]:
@@ -329,6 +345,7 @@ METHODS: Mapping[str, Method] = {
     "adamw_layers": Method(
         "AdamW, layer-wise lr", "AdamW whose learning rate falls to a tenth at the first layer", _by_layer
     ),
+    "adamw_head": Method("AdamW, faster head", "AdamW whose head has ten times the learning rate", _faster_head),
     "ema": Method(
         "AdamW, EMA",
         "the exponential mean of AdamW's weights over its last steps",
@@ -343,7 +360,16 @@ METHODS: Mapping[str, Method] = {
     "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with kappa 0: a hypergradient shrinks no radius", _ftp(kappa=0.0)),
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),
     "ftp_share": Method(
-        "FTPAdamW exact, share", "ftp_exact whose radii move by 0.2 of width x lr a step", _ftp_share(0.2)
+        "FTPAdamW exact, share",
+        "ftp_exact whose radii move by such a share of width x lr a step",
+        strong=_ftp_share,
+        strengths=(0.2,),
+    ),
+    "ftp_log": Method(
+        "FTPAdamW, log radius",
+        "ftp whose radii move in their logarithm, from the length of the first step",
+        strong=_ftp_log,
+        strengths=(0.1, 0.03),
     ),
     "ftp_radius": Method(
         "FTPAdamW, radius_lr",

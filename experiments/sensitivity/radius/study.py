@@ -1,4 +1,4 @@
-"""`python -m experiments.sensitivity.radius`: FTP by the rate of its radii, or LP-FT, on the other study's splits."""
+"""`python -m experiments.sensitivity.radius`: FTP by the rate of its radii, or others, on that study's splits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from functools import partial
 
 from experiments.common.errors import InputError
 from experiments.common.estimate import estimate
+from experiments.common.methods import METHODS
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, write
 from experiments.common.study import Study
@@ -14,14 +15,20 @@ from experiments.sensitivity.summary import mean_of, row_title, scores_of
 from experiments.sensitivity.task import Config as Rates
 from experiments.sensitivity.task import Splits
 
-HEADINGS = {"ftp_radius": "FTP by the rate of its radii", "lp_ft": "LP-FT by its learning rate"}
+HEADINGS = {
+    "ftp_radius": "FTP by the rate of its radii",
+    "ftp_log": "FTP by the rate of its radii's logarithms",
+    "ftp_share": "FTP by the rate of its radii, as a share of AdamW's",
+    "lp_ft": "LP-FT by its learning rate",
+    "adamw_head": "AdamW with a faster head, by the learning rate",
+}
 
 
 @dataclass(frozen=True)
 class Config(Rates):
     """One method at every learning rate, FTP with every rate of its radii, from every split."""
 
-    methods: tuple[str, ...] = ("ftp_radius",)  # or lp_ft
+    methods: tuple[str, ...] = ("ftp_radius",)  # or another of HEADINGS
     lrs: tuple[float, ...] = (6e-4, 2e-3)
     radius_lrs: tuple[float, ...] = (0.03, 0.1, 0.3)  # 0.01 is in the other study
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -48,7 +55,7 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
         f"split {seed}, {name}, lr {lr:g}": partial(scored, seed, lr, radius_lr)
         for seed in config.seeds
         for lr in config.lrs
-        for name, radius_lr in (of_radii if method == "ftp_radius" else {method: None}).items()
+        for name, radius_lr in (of_radii if METHODS[method].strengths else {method: None}).items()
     }
 
 
@@ -82,7 +89,7 @@ def write_report(record: RunRecord) -> None:
 STUDY = Study(
     name="radius",
     prog="experiments.sensitivity.radius",
-    about="Fine-tune by FTPAdamW at several rates of its radii, or by LP-FT, on the splits of experiments.sensitivity.",
+    about="Fine-tune by FTPAdamW at several rates of its radii, or by others, on the splits of the other study.",
     config=Config,
     fast=Config(anchor="imagenet", lrs=(2e-3,), radius_lrs=(0.1,), seeds=(0,), epochs=2),
     load=Splits,
