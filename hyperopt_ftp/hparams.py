@@ -190,11 +190,13 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     """
     for name, value in values.items():
         domain = domains.get(name, _ANY)
+        if type(value) is float and not domain.parts and domain.holds(value):
+            continue  # at once: losses and optimizers are often made anew for each training
         _check_place(name, value)
         check_parts(name, value, domain)
         for leaf in tree.leaves(value):
             check_number(name, leaf, domain)
-    return {name: tree.map_tree(as_tensor, value) for name, value in values.items()}
+    return {n: as_tensor(x) if type(x) is float else tree.map_tree(as_tensor, x) for n, x in values.items()}
 
 
 def as_tensor(value: Any) -> Tensor:

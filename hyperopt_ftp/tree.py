@@ -45,8 +45,9 @@ class Structure:
     """
 
     def __init__(self, tree: Any) -> None:
-        self._tree = tree
-        self._keys: list[Any] | None = list(tree) if type(tree) is dict or isinstance(tree, UserDict) else None
+        self._tree: Any = tree
+        keyed = type(tree) is dict or (not isinstance(tree, _UNKEYED) and isinstance(tree, UserDict))
+        self._keys: list[Any] | None = list(self._tree) if keyed else None
         self._parts: Sequence[Structure | None] | None = None  # None: a leaf
         self._whole: Callable[[Sequence[Any]], Any] | None = None  # of what pytree alone knows, from its children
         self.leaves: list[Any] = []
@@ -145,6 +146,7 @@ def _userdict(like: UserDict[Any, Any], values: Sequence[Any]) -> UserDict[Any, 
 
 
 _LEAVES = (Tensor, bool, int, float, str)
+_UNKEYED = (tuple, list, *_LEAVES)  # which it takes less time to see than what is a UserDict
 _PLAIN = frozenset((*_LEAVES, torch.nn.Parameter))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained
@@ -19,10 +18,10 @@ from ..hparams import concrete
 from ..optimizers import hparam_paths as paths
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import Step, TrainOutputs
-from .core.leaves import all_finite, combine, detached, detached_leaves, floats, is_float
+from .core.leaves import all_finite, detached, is_float
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
-from .core.torch_private import under_transform
+from .core.torch_private import uncompiled, under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.sharded_params import same_everywhere, whole_params
 from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar, refuse_inference
@@ -34,7 +33,7 @@ from .train import checked, joined, trained, walked
 START = ("params", "batches")
 
 
-@_disable_dynamo
+@uncompiled
 @explained("hypergradient(optimizer, train_loss, outer_loss, params, batches, over)")
 def hypergradient(
     optimizer: Optimizer[StateT],
@@ -135,7 +134,7 @@ def value_and_grad(
         )
 
     def objective(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
-        given = paths.merge(fixed, mine if leaves is own else combine(tuned, leaves))
+        given = paths.merge(fixed, mine if leaves is own else rebuild(leaves))
         h = without_start(given)
         inputs = optimizer, train_loss, given["params"], given["batches"], h, first, how
         run = joined(walked(*inputs), stop) if stop else trained(*inputs)
@@ -154,13 +153,14 @@ def value_and_grad(
             return objective(leaves, how)
 
     looked = not by_values
-    if under_transform():
-        fixed, first, mine, own = everything, state, tuned, floats(tuned)
-    else:  # nothing outside is to grow a graph
-        fixed, first, (own, mine) = detached(everything), detached(state), detached_leaves(tuned)
+    own, rebuild = tree.flatten(tuned)
+    fixed, first, mine = everything, state, tuned
+    if not under_transform():  # nothing outside is to grow a graph
+        fixed, first, own = detached(everything), detached(state), [x.detach().requires_grad_() for x in own]
+        mine = rebuild(own)
     value, found, run = strategy.value_and_grad(watched, own, partial(agreed, train_loss))
     check_value(train_loss, value)
-    return value, combine(tuned, found), (run.params, run.state)
+    return value, rebuild(found), (run.params, run.state)
 
 
 def check_floats(tuned: dict[str, Any]) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained, shown
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
-from .core.torch_private import tracked, under_transform, values_of
+from .core.torch_private import tracked, uncompiled, under_transform, values_of
 from .core.vjp import Vector, dot, vjp
 from .guards.call_arguments import check_leaves
 from .guards.calls import read_knobs
@@ -30,7 +29,7 @@ from .strategies.solvers import columns_of, norm, solved_by
 SMALL = 1000
 
 
-@_disable_dynamo
+@uncompiled
 @explained("root(F, x0, theta)")
 def root(
     function: Callable[[TreeT, Any], TreeT],
@@ -81,7 +80,7 @@ def root(
     return _root("root", function, x0, theta, solve, strategy)
 
 
-@_disable_dynamo
+@uncompiled
 @explained("fixed_point(f, x0, theta)")
 def fixed_point(
     function: Callable[[TreeT, Any], TreeT],

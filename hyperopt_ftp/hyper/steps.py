@@ -7,18 +7,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from ..calls import explained
 from ..types import HParams, Optimizer, StateT, TreeT
 from .core.inputs import Step
 from .core.strategy import Strategy, check_stepwise
+from .core.torch_private import uncompiled
 from .field import field
 from .guards.call_arguments import check_batches, is_sequence
 from .train import checked, entries, walked, warn_of_constant_start
 
 
-@_disable_dynamo
+@uncompiled
 @explained("steps(optimizer, train_loss, params, batches)")
 def steps(
     optimizer: Optimizer[StateT],
@@ -83,7 +83,7 @@ class _Once(Iterator[Step[TreeT, StateT]]):
         self._steps = steps
         self.close = steps.close
 
-    @_disable_dynamo
+    @uncompiled
     def __next__(self) -> Step[TreeT, StateT]:
         if inspect.getgeneratorstate(self._steps) == inspect.GEN_CLOSED:
             raise RuntimeError(

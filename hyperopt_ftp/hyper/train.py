@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, check_flag, explained
@@ -23,7 +22,7 @@ from .core.inputs import ConstantBatches, Step, TrainInputs, TrainOutputs
 from .core.leaves import all_finite, detached, requiring_grad, without_inference
 from .core.problem import has_derivative
 from .core.strategy import Strategy, check_stepwise, check_strategy, trained_by
-from .core.torch_private import tracked, under_transform
+from .core.torch_private import tracked, uncompiled, under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
 from .field import field
@@ -43,7 +42,7 @@ from .strategies.unroll import Unroll
 _DEFAULT = Unroll()
 
 
-@_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
+@uncompiled  # inside a function that torch.compile traces, a graph break: steps are run as they are
 @explained("train(optimizer, train_loss, params, batches)")
 def train(
     optimizer: Optimizer[StateT],

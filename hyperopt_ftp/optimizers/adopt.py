@@ -80,7 +80,7 @@ def adopt(
         g = g if decoupled else plus(g, decay, w)
         begun, square = t > 1, g * g
         if begun is False:
-            return w, {**s, "exp_avg_sq": square}
+            return w, {"exp_avg": s["exp_avg"], "exp_avg_sq": square}
         # What the first update does not use must have a derivative all the same: NaN times 0 is NaN.
         u = g / at_least(root(where(begun, v, 1.0)), h["eps"])
         if clip_power is not None:

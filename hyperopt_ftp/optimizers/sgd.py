@@ -68,7 +68,9 @@ def sgd(
         g, mu, tau = plus(g, h["weight_decay"], w), h["momentum"], h["dampening"]
         if not is_zero(tau):
             tau = where((mu != 0) & (t > 1), tau, 0.0)
-        b = plus(times(1 - tau, g), mu, s["momentum_buffer"])  # which is 0 at the first step
+        b = times(1 - tau, g)
+        if not is_zero(mu):
+            b = plus(b, mu, s["momentum_buffer"])  # which is 0 at the first step
         return minus(w, h["lr"], plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
     return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, join_from=5, plain=True)

@@ -143,6 +143,24 @@ def test_a_module_that_checkpoints_inside_functional_call_is_refused(first):
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
+def test_a_loss_that_checkpoints_in_later_steps_only_draws_what_it_would_draw():
+    """The step where that is found is begun again, also with its random numbers."""
+
+    def slope(late: bool):
+        def dropped(p, x):
+            q = torch.nn.functional.dropout(p * x, 0.5)
+            return (checkpoint(torch.tanh, q, use_reentrant=False) if late and x > 0.5 else q.tanh()).sum()
+
+        torch.manual_seed(0)
+        runs, lr = [], leaf(0.1)
+        for _ in range(2):  # the second one knows the loss
+            end = hft.train(hft.sgd(lr=lr), dropped, torch.ones(20, dtype=F64), [0.5, 0.5, 1.0, 2.0]).params
+            runs.append(torch.autograd.grad(end.square().sum(), lr)[0])
+        return torch.stack(runs)
+
+    torch.testing.assert_close(slope(True), slope(False), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("how", ["values", "no grad", "hooks of the caller"])
 def test_checkpointed_activations_with_other_weights_are_an_error_wherever_they_are_used(how: str):
     class Checkpointed(torch.nn.Module):

@@ -420,6 +420,10 @@ TRAINING: list[Row] = [
     (lambda: trained(train_loss=lambda p, x: loss(p, x).item()), ValueError, r"float; return the .*, without .item"),
     (lambda: call(lambda p, x: p["b"]), ValueError, r"train_loss must return a scalar .* got a tensor of shape \(4,\)"),
     (lambda: call(lambda p, x: (loss(p, x), {})), ValueError, "got tuple; return the loss alone"),
+    (
+        lambda: call(lambda p, x: loss(p, x) * (1 + 1j)), ValueError,
+        r"train_loss must return a scalar tensor \(shape \(\)\), got .* complex numbers; take its .real or .abs\(\)",
+    ),
     (lambda: call(outer_loss=lambda p: 1.0), ValueError, "outer_loss must return a scalar .* got float"),
     (lambda: call(train_loss=F64), TypeError, "train_loss must be a function .* got dtype"),
     (lambda: call(outer_loss=F64), TypeError, "outer_loss must be a function .* got dtype"),

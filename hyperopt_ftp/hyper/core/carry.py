@@ -82,14 +82,13 @@ class Entrywise:
 
     def begin(self) -> Point:
         at, rule, state = self._joined(self._leaves), self._rule, self._state
-        if state is None:
-            columns = [[torch.zeros_like(w) for w in at] for _ in rule.keeps]
-        else:
-            columns = [self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps]
         if rule.counted and state is not None:
             step = state.step.item() if rule.plain and _is_known(state.step) else state.step
         else:
             step = 0 if rule.plain else no_steps()
+        if state is None:
+            return at, (step, [*map(_Zeros, at)])
+        columns = [self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps]
         rows = [{name: column[i] for name, column in zip(rule.keeps, columns, strict=True)} for i in range(len(at))]
         return at, (step, rows)
 
@@ -97,7 +96,7 @@ class Entrywise:
         if not self._join:
             return self._rebuild(at)
         parts = at[0].split_with_sizes(self._sizes)
-        return self._rebuild([x.view(shape) for x, shape in zip(parts, self._shapes, strict=True)])
+        return self._rebuild([x if len(s) == 1 else x.view(s) for x, s in zip(parts, self._shapes, strict=True)])
 
     def update(self, at: list[Tensor], grads: Sequence[Tensor], state: Any) -> Point:
         rule, (step, rows) = self._rule.rule, state
@@ -111,9 +110,9 @@ class Entrywise:
     def end(self, at: list[Tensor], state: Any) -> tuple[Params, State]:
         step, rows = state
         trees = {name: self._parted([row[name] for row in rows]) for name in self._rule.keeps}
-        return self._parted(at), self._rule.filled(
-            trees, torch.full((), step, device="cpu") if isinstance(step, int) else step
-        )
+        if self._rule.counted and isinstance(step, int):
+            step = torch.full((), step, device="cpu")
+        return self._parted(at), self._rule.filled(trees, step)
 
     def _joined(self, rows: list[Tensor]) -> list[Tensor]:
         return [torch.cat([x.reshape(-1) for x in rows])] if self._join else rows
@@ -133,6 +132,16 @@ class Entrywise:
             return rows
         pairs = zip(rows, self._leaves, strict=True)
         return [torch.cat([x.to(device=w.device, dtype=w.dtype).expand(w.shape).reshape(-1) for x, w in pairs])]
+
+
+class _Zeros(dict[str, Tensor]):
+    """The first state of a tensor, of which a rule may ask for nothing: SGD without momentum."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __missing__(self, name: str) -> Tensor:
+        return torch.zeros_like(self._weight)
 
 
 def _is_known(step: Any) -> bool:

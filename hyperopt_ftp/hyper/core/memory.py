@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ... import tree
 from ...dtensors import local
+from .torch_private import DispatchMode
 
 
 def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
@@ -39,7 +39,7 @@ def bytes_of(values: Any, kind: str) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-class Meter(TorchDispatchMode):  # a context manager
+class Meter(DispatchMode):  # a context manager
     """Counts the tensors that the code inside makes on devices of a kind, while they live.
 
     Workspace inside kernels is not seen.

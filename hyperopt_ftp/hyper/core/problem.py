@@ -21,7 +21,7 @@ from .graph import ends_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached, is_float, requiring_grad
 from .second_order import twice_differentiable
-from .torch_private import differentiated, tracked, under_transform
+from .torch_private import differentiated, run_backward, tracked, under_transform
 
 _REQUIRES_GRAD = attrgetter("requires_grad")
 _NOTHING = TrainInputs(False, False, False, False)
@@ -157,7 +157,7 @@ class InnerProblem:
     def gradient_of(self, loss: Tensor, at: list[Tensor], graph: bool) -> Sequence[Tensor]:
         guards = self.guards
         with guards.during_gradient(at) if guards and guards.verdict.has_hooks else nullcontext():
-            grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
+            grads = run_backward([loss], at, [torch.ones_like(loss)], graph, graph)
         return filled(grads, at) if not self.alone or NoneType in map(type, grads) else grads
 
 
@@ -265,17 +265,23 @@ class PlainLoop:
     def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
         at = self._at
         live = graph and self.has_graph
-        if not live or self.k == 0 or not self._carry.apart:
-            at = aliases(at, live)
         verdict = self.problem.guards.verdict if self.problem.guards else None
         known = verdict is not None and verdict.loss and not verdict.makes_leaves
         visible = known and verdict is not None and not verdict.captures  # all that the loss may depend on
+        apart = live and self._carry.apart and (self.k > 0 or (visible and self._are_alone(at, batch)))
+        if not apart:
+            at = aliases(at, live)
         # Else the loss may let its batch require grad, which is not the caller's then.
         batch, alike = (batch, []) if known else _aliased(batch)
         loss = self._loss(at, batch)
         if graph and not live:
             live = self._asked or (bool(requiring_grad(batch)) if visible else self._depends(loss, at, alike))
         return at, self.problem.gradient_of(loss, at, live), loss
+
+    def _are_alone(self, at: list[Tensor], batch: Any) -> bool:
+        """Whether params are leaves that a loss gets in one place only, so that a gradient in them is partial."""
+        leaves = {id(x) for x in at if x.is_leaf and not x._backward_hooks}
+        return len(leaves) == len(at) and not (self._asked or requiring_grad(batch))
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""

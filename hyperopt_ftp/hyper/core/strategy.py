@@ -21,7 +21,7 @@ from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_loop, has_derivative
 from .replay import Replay
 from .second_order import twice_differentiable
-from .torch_private import under_transform
+from .torch_private import run_backward, under_transform
 
 _PACKAGE = __name__.partition(".")[0] + "."
 
@@ -147,8 +147,8 @@ def _slopes(value: Tensor, leaves: list[Tensor], run: TrainOutputs) -> list[Tens
     narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
     found: Sequence[Tensor | None] = []
     for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
-        start = torch.full_like(value, scale) if narrow else None  # torch imports sympy to look at a tensor
-        found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
+        start = torch.full_like(value, scale) if narrow else torch.ones_like(value)
+        found = run_backward([value], leaves, [start], narrow, False)
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import tree
 from ...dtensors import in_layout_of, is_dtensor
 from .leaves import OptionalTensors, detached_leaves, is_narrow, or_zeros
-from .torch_private import under_transform
+from .torch_private import run_backward, under_transform
 
 Vector: TypeAlias = list[Tensor]
 
@@ -34,10 +34,7 @@ def pull(
     scale = _power_of_two(vs) if is_narrow(ys) else None
     if scale is not None:
         vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
-    back = partial(
-        torch.autograd.grad, ys, inputs, retain_graph=retain_graph or create_graph, create_graph=create_graph,
-        allow_unused=True,
-    )  # fmt: skip
+    back = partial(run_backward, ys, inputs, retain_graph=retain_graph or create_graph, create_graph=create_graph)
     try:
         found = _by_rows(back, vs) if rows else back(vs)
     except RuntimeError as error:

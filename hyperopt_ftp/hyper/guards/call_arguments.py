@@ -176,10 +176,12 @@ def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
 
 
 def check_scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 0:
+    if not isinstance(value, Tensor) or value.ndim != 0 or value.is_complex():
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         hint = "reduce it, for instance by .mean()"
-        if isinstance(value, (int, float)):
+        if isinstance(value, Tensor) and value.is_complex():
+            got, hint = f"{got} and complex numbers", "take its .real or .abs()"
+        elif isinstance(value, (int, float)):
             hint = "return the tensor, without .item()"
         elif not isinstance(value, Tensor):
             hint = "return the loss alone"

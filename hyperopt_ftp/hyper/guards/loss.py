@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,10 +47,14 @@ class GuardedLoss:
         self.verdict: Verdict = verdict
         #: Tensors that the loss itself has let require grad, in its last call.
         self.leaves: list[Tensor] = []
-        self._needs, self._replay = needs, Replay()
+        self._needs = needs
         self._done = False  # whether this training needs no more looks
         self._watched = False  # whether a call under a transform has been looked at
         self._later: watched_calls | None = None  # of a loss that reads numbers of params
+
+    @cached_property
+    def _replay(self) -> Replay:
+        return Replay()
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         needs, verdict = self._needs, self.verdict
@@ -63,9 +68,9 @@ class GuardedLoss:
         if not (verdict.loss or self._done) or needs.compiled or verdict.makes_leaves:
             return self._inspect(params, batch, *own)
         # Where nothing is differentiated, a training gradient may still be that of other weights.
-        look = self._watch_numbers if needs.derived else self._value if self._done else self._see_hooks
+        look = self._value if self._done and not needs.derived else self._see_hooks
         self._done = True
-        loss = look(params, batch, *own)
+        loss = (self._watch_numbers if needs.derived and verdict.reads else look)(params, batch, *own)
         lost = loses_derivative(LOSS, [loss], requiring_grad((params, batch, own))) if needs.closed else None
         if lost is not None:
             raise lost
@@ -79,7 +84,7 @@ class GuardedLoss:
 
     def _watch_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, with reads of the numbers of its hparams refused."""
-        knobs = requiring_grad(own) if self.verdict.reads else []
+        knobs = requiring_grad(own)
         with read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext():
             return self._see_hooks(params, batch, *own)
 
@@ -87,7 +92,7 @@ class GuardedLoss:
         """The loss, and whether it sets hooks on saved tensors, as activation checkpointing does."""
         if self.verdict.has_hooks or has_saved_tensor_hooks():  # of the caller, where training is checkpointed itself
             return self._value(params, batch, *own)
-        rng, before = self._replay.now(), refuse_saved_tensor_hooks(_NO_HOOKS)
+        rng, before = self._replay.now() if self.verdict.draws else None, refuse_saved_tensor_hooks(_NO_HOOKS)
         try:
             return self._value(params, batch, *own)
         except RuntimeError as error:
@@ -96,7 +101,8 @@ class GuardedLoss:
         finally:
             refuse_saved_tensor_hooks(before)
         self.verdict.has_hooks = True
-        self._replay.rewind(rng)
+        if rng is not None:
+            self._replay.rewind(rng)
         return self._value(params, batch, *own)
 
     def _inspect(self, params: Params, batch: Any, *own: Any) -> Tensor:
@@ -115,7 +121,9 @@ class GuardedLoss:
             loss = (self._see_hooks if operations is None else self._value)(params, batch, *own)
         self.leaves, self._later = calls.leaves, calls if calls.has_read else None
         verdict.makes_leaves |= bool(calls.leaves)
-        verdict.has_hooks |= operations is not None and operations.has_hooks
+        if operations is not None:
+            verdict.has_hooks |= operations.has_hooks
+            verdict.draws = operations.draws
         lost = loses_derivative(LOSS, [loss], [*arguments, *calls.leaves])
         if needs.closed and lost is not None:
             raise lost

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...dtensors import is_dtensor, local
-from ..core.torch_private import saved_tensor_hooks
+from ..core.torch_private import DispatchMode, saved_tensor_hooks
 from .messages import Subject, reads_number, writes
 
 
-class watched_operations(TorchDispatchMode):  # a context manager
+class watched_operations(DispatchMode):  # a context manager
     """Raise if the code inside reads the number of a knob, or writes in place into a tensor that it has not made."""
 
     def __init__(
@@ -39,6 +38,8 @@ class watched_operations(TorchDispatchMode):  # a context manager
         self.protected: set[int] = {storage_of(x) for x in given}
         #: Why it must not run twice.
         self.written: RuntimeError | None = None
+        #: Whether random numbers are drawn.
+        self.draws: bool = False
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
         self._outer_hooks = saved_tensor_hooks()  # are not of the code inside
@@ -52,6 +53,7 @@ class watched_operations(TorchDispatchMode):  # a context manager
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.draws = self.draws or torch.Tag.nondeterministic_seeded in func.tags
         self.has_hooks = self.has_hooks or _other_hooks(saved_tensor_hooks(), self._outer_hooks)
         if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
             self.refuse(reads_number(self._who))
@@ -94,7 +96,7 @@ class watched_operations(TorchDispatchMode):  # a context manager
         return result
 
 
-class refuse_numbers(TorchDispatchMode):  # a context manager
+class refuse_numbers(DispatchMode):  # a context manager
     """Raise if the code inside takes the number of a tensor of floats, also where an operation wants a number."""
 
     def __init__(self, who: Subject) -> None:
@@ -112,7 +114,7 @@ def _other_hooks(now: Any, before: Any) -> bool:
     return now is not None and (before is None or now[0] is not before[0])
 
 
-class refuse_other_weights(TorchDispatchMode):  # a context manager
+class refuse_other_weights(DispatchMode):  # a context manager
     """Raise if activation checkpointing recomputes with other weights in the backward pass than in the forward pass.
 
     ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is recomputed

@@ -51,6 +51,7 @@ class Verdict:
         loss: whether the loss has been looked at.
         updates: how many updates of each kind have been looked at.
         bytes_made: of all tensors that the loss makes in a step.
+        draws: whether the loss may draw random numbers of torch, by its first step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
         captures: whether they may see a tensor that requires grad and is not one of their arguments' leaves.
@@ -61,6 +62,7 @@ class Verdict:
     loss: bool = False
     updates: Counter[str] = field(default_factory=Counter)
     bytes_made: int = 0
+    draws: bool = True
     has_hooks: bool = False
     makes_leaves: bool = False
     captures: bool = True
@@ -91,11 +93,12 @@ def _outline(x: Any, others: list[Any]) -> Hashable:
         elif x.__dict__:  # what it was given as attributes
             others.append(x.__dict__)
         return type(x), x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
-    children = tree.children(x)
+    plain = type(x) is dict
+    children = x.values() if plain else tree.children(x)
     if children is None:
         others.append(x)
         return None
-    names = tuple(x) if isinstance(x, Mapping) else ()
+    names = tuple(x) if plain or isinstance(x, Mapping) else ()
     return type(x), names, *[_outline(child, others) for child in children]
 
 

@@ -8,18 +8,17 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.autograd import Function, forward_ad
 
 from ..core.leaves import OptionalTensors
-from ..core.torch_private import is_batched, outside_transforms, under_transform
+from ..core.torch_private import is_batched, outside_transforms, uncompiled, under_transform
 from ..guards.graphs import refuse_once_differentiable
 from .layer_call import LayerCall, Moment, apart, call_of
 
 T = TypeVar("T")
 
 
-@_disable_dynamo
+@uncompiled
 def remat(layer: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """``layer(*args, **kwargs)``, of which only the arguments are kept for derivatives of first and second order.
 
