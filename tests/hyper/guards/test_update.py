@@ -128,9 +128,10 @@ def test_a_tensor_of_a_transform_that_only_later_updates_close_over_is_refused()
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "Implicit"])
 @pytest.mark.parametrize("update", [lambda g, s, p, h: (p - h["lr"] * g.data, s), number_of_gradient])
 def test_what_is_made_of_the_number_of_a_gradient_is_warned_of(update, strategy):
-    with pytest.warns(UserWarning, match="the optimizer makes a number of a tensor that depends on") as caught:
-        slopes(momentum(update), STRATEGIES[strategy])
-    assert {x.filename for x in caught if "makes a number" in str(x.message)} == {__file__}
+    for _ in range(2):  # the next training is warned of again
+        with pytest.warns(UserWarning, match="the optimizer makes a number of a tensor that depends on") as caught:
+            slopes(momentum(update), STRATEGIES[strategy])
+        assert {x.filename for x in caught if "makes a number" in str(x.message)} == {__file__}
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's, once in a process
