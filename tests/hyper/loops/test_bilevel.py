@@ -42,6 +42,18 @@ def test_a_record_has_the_hparams_of_the_next_training():
         hft.train(SGD, ridge, start(), DATA[:1], hparams=record.hparams)
 
 
+@pytest.mark.filterwarnings("ignore:the hypergradient of .radius.w. is exactly 0")  # where no row is clipped
+def test_a_radius_ends_each_round_at_most_at_the_largest_distance():
+    """As the projected rule leaves it, which FTP's clip is too; a smaller one stays as it is tuned."""
+    anchor = {n: x - 0.01 for n, x in start().items()}
+    opt = hft.projected(hft.sgd(lr=0.01), anchor)
+    for radius in (5.0, 1e-3):
+        given = opt.hparams | {"radius": dict.fromkeys(anchor, f64(radius))}
+        record = rounds("radius.w", hft.sgd(lr=0.0), opt, hparams=given, outer_steps=1)[0]
+        farthest = (record.state.params["w"] - anchor["w"]).abs().sum(1).max().item() + 1e-8  # as norms of rows are
+        assert record.tuned["radius.w"].item() == pytest.approx(min(radius, farthest), rel=1e-12)
+
+
 def test_params_outside_are_maml():
     """Each round starts from the tuned params, and moves them along their hypergradient."""
     records = rounds("params", hft.sgd(lr=0.5))
