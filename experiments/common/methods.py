@@ -194,14 +194,18 @@ def _ftp_at(rate: Callable[[float, Tensor, float], float], **fixed: Any) -> Make
     return make
 
 
+def _step_length(lr: float, weight: Tensor) -> float:
+    """What AdamW can move a row in a step: its width times the learning rate."""
+    return lr * (weight.numel() // (len(weight) if weight.ndim > 1 else 1))
+
+
 def _ftp_share(share: float) -> Make:
-    """Of what AdamW can move a row in a step: its width times the learning rate."""
-    return _ftp_at(lambda lr, w, _: share * lr * (w.numel() // (len(w) if w.ndim > 1 else 1)), gradient="exact")
+    return _ftp_at(lambda lr, w, _: share * _step_length(lr, w), gradient="exact")
 
 
 def _ftp_log(eta: float) -> Make:
-    """Of the radius, which moves in its logarithm; it starts as long as AdamW's first step, which it lets through."""
-    return _ftp_at(lambda _, __, radius: eta * radius, radius_start=1e9)
+    """A share of the radius itself, and at least of a step: below a new head of zeros the first step has no length."""
+    return _ftp_at(lambda lr, w, radius: eta * max(radius, _step_length(lr, w)), radius_start=1e9)
 
 
 def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: float | bool) -> Callable[[float], Make]:
@@ -367,7 +371,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "ftp_log": Method(
         "FTPAdamW, log radius",
-        "ftp whose radii move in their logarithm, from the length of the first step",
+        "ftp whose radii move in their logarithm, from the length of a step",
         strong=_ftp_log,
         strengths=(0.1, 0.03),
     ),
