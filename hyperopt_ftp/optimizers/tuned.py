@@ -88,8 +88,8 @@ def hyper(
         and params and gradients once.
 
     Raises:
-        ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; ``maximize`` of only
-            one of the two; at ``init``, a first value outside the range of ``"log"`` or ``"logit"``.
+        ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; ``maximize`` of
+            only one of the two; at ``init``, a first value outside the range of ``"log"`` or ``"logit"``.
         TypeError: an optimizer that is not pure.
 
     >>> import torch, hyperopt_ftp as hft
