@@ -61,6 +61,8 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
                 f"anchor entry {name!r} has shape {tuple(w0.shape)}, its weights {tuple(w.shape)}; leave out a head "
                 "that is new"
             )
+        if (w.is_complex() or w0.is_complex()) and not torch.equal(w, w0):  # equal ones may be tables of rotations
+            raise ValueError(f"{name!r} is complex, give torch.view_as_real of it, and view_as_complex of the mixture")
         if w.is_floating_point() and w0.is_floating_point():
             found.append(name)
     if found and not torch.compiler.is_compiling() and all(_same_memory(weights[name], anchor[name]) for name in found):

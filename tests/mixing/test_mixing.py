@@ -163,8 +163,8 @@ def test_learned_shares_stay_between_the_two():
 
 
 def test_entries_that_cannot_be_mixed_stay():
-    z, mask = torch.ones(1, dtype=torch.complex64), torch.tensor([0.0, -torch.inf])
-    w, w0 = {"mask": mask, "z": z, "_extra_state": {"a": 1}}, {"mask": mask.clone(), "z": 0 * z, "_extra_state": {}}
+    z, mask = torch.tensor([1j, 2.0]), torch.tensor([0.0, -torch.inf])  # rotations of an attention
+    w, w0 = {"mask": mask, "z": z, "_extra_state": {"a": 1}}, {"mask": mask.clone(), "z": z, "_extra_state": {}}
     for mixed in (hft.wise(w, w0), hft.learned_wise(w, w0, lambda p, x: p["mask"][0] * x, [1.0])[0]):
         assert torch.equal(mixed["mask"], mask)
         assert torch.equal(mixed["z"], z)
@@ -172,6 +172,15 @@ def test_entries_that_cannot_be_mixed_stay():
 
 
 # -- Model Stock ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", [hft.wise, hft.mixout, lambda w, w0: hft.model_stock([w, w], w0)[0]])
+def test_complex_entries_are_mixed_as_pairs_of_real_ones_and_not_left_out(mix):
+    w, w0 = ({"w": x * torch.ones(2, 2, dtype=torch.complex128), "b": torch.ones(2)} for x in (2j, 1.0))
+    with pytest.raises(ValueError, match="'w' is complex, give torch.view_as_real of it"):
+        mix(w, w0)
+    real = mix({**w, "w": torch.view_as_real(w["w"])}, {**w0, "w": torch.view_as_real(w0["w"])})
+    assert not torch.equal(real["w"], torch.view_as_real(w["w"]))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
