@@ -90,6 +90,8 @@ class Mover(ABC):
         read = self.read(opt)
         self._checked += [[]] * (len(opt.param_groups) - len(self._checked))
         for i, group in enumerate(opt.param_groups):
+            if isinstance(group.get("constrained"), bool):
+                raise TypeError(f"constrained of group {i} must now be a list, one bool for each of its parameters")
             if len(group.get("constrained", ())) != len(group["params"]):
                 raise RuntimeError(
                     f"the parameters of group {i} were changed by hand; add some by add_param_group (a wrapper's own, "

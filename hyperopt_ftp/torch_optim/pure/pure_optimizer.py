@@ -92,8 +92,9 @@ class PureOptimizer(torch.optim.Optimizer):
         check_compile(compile)
         super().__init__(params, {})
         everything = [p for group in self.param_groups for p in group["params"]]
-        if not everything:
-            raise ValueError("PureOptimizer got no parameters: its groups are empty")
+        empty = [i for i, group in enumerate(self.param_groups) if not group["params"]]
+        if empty:
+            raise ValueError(f"PureOptimizer got no parameters in group {empty[0]}: leave that out")
         named = "param_names" in self.param_groups[0]
         given = names_in(self.param_groups)
         check_params(everything, named, given)
