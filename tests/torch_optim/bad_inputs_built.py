@@ -123,6 +123,9 @@ PARAMETERS = [
         "and what is done to the parameters is lost. Take another one, or the torch optimizer of the package "
         "schedulefree, which is held where it is deployed", "a schedule-free `PureOptimizer` for the base",
         lambda s: hft.FTP(hft.PureOptimizer([weight().requires_grad_()], hft.schedule_free_sgd())), (FTP,)),
+    unfit("a step has no derivative: differentiable must be False; pure rules have one, as hft.ftp",
+          "`differentiable=True` in a group, or of the base",
+          lambda s: s.make([{"params": [weight()], "differentiable": True}])),
     unfit("FTP cannot go around a PureOptimizer with maximize=True, since it minimizes: negate the loss",
           "a `PureOptimizer` that maximizes for the base",
           lambda s: hft.FTP(hft.PureOptimizer([weight().requires_grad_()], hft.sgd(maximize=True))), (FTP,)),

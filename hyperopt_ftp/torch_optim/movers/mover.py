@@ -108,6 +108,8 @@ class Mover(ABC):
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
         check_no_gradient(type(opt).__name__, {name: group.get(name) for name in self.read(opt)})
         self.hold.check(group)
+        if group.get("differentiable"):
+            raise ValueError("a step has no derivative: differentiable must be False; pure rules have one, as hft.ftp")
         self.check(group)
 
     def check(self, group: dict[str, Any]) -> None:
