@@ -123,6 +123,9 @@ PARAMETERS = [
         "and what is done to the parameters is lost. Take another one, or the torch optimizer of the package "
         "schedulefree, which is held where it is deployed", "a schedule-free `PureOptimizer` for the base",
         lambda s: hft.FTP(hft.PureOptimizer([weight().requires_grad_()], hft.schedule_free_sgd())), (FTP,)),
+    unfit("the base of FTP is inside another optimizer already (L2SP(SGD), format 1); make a new base",
+          "a base that is wrapped a second time",
+          lambda s: hft.FTP(hft.L2SP(torch.optim.SGD([weight().requires_grad_()])).base), (FTP,)),
     unfit("a step has no derivative: differentiable must be False; pure rules have one, as hft.ftp",
           "`differentiable=True` in a group, or of the base",
           lambda s: s.make([{"params": [weight()], "differentiable": True}])),

@@ -46,6 +46,9 @@ class Given(Mover):
         """Copies of groups and defaults, to be checked in a wrapper of the class ``title``."""
         base, options = self.optimizer, self.hold.options
         check_base(base, title, refused)
+        held = next((group["made_by"] for group in base.param_groups if "made_by" in group), None)
+        if held is not None:
+            raise ValueError(f"the base of {title} is inside another optimizer already ({held}); make a new base")
         taken = [name for name in (*options, "constrained", "made_by") if name in base.defaults]
         if taken:
             raise ValueError(
