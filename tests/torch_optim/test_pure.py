@@ -556,6 +556,20 @@ def test_a_count_that_is_a_number_is_loaded_and_other_names_are_said():
         unnamed.load_state_dict(opt.state_dict())
 
 
+def test_a_state_is_loaded_by_name_into_another_order():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1))
+    step(params, opt, batches(1)[0])
+    turned = dict(reversed(parameters({n: p.detach() for n, p in params.items()}).items()))
+    other = hft.PureOptimizer(turned.items(), hft.adam(lr=0.1))
+    other.load_state_dict(opt.state_dict())
+    for mine, one in ((params, opt), (turned, other)):
+        step(mine, one, batches(2)[1])
+    assert largest_difference(dict(params), {name: turned[name] for name in params}) == 0
+    (group,) = other.param_groups
+    assert all(turned[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+
+
 def test_pickle_says_what_to_send_and_copies_still_work():
     params = parameters()
     opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1))

@@ -285,11 +285,15 @@ class PureOptimizer(torch.optim.Optimizer):
         def check(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
             self._check_saved(final)
 
+        names = [group.get("param_names") for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(check)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+        for group, own in zip(self.param_groups, names, strict=True):
+            if own is not None:  # the state is by name, so the checkpoint's order may be another
+                group["param_names"] = own
         self._seen = None
         self._report()
 
