@@ -174,6 +174,33 @@ def test_entries_that_cannot_be_mixed_stay():
 # -- Model Stock ------------------------------------------------------------------------------------------------------
 
 
+def test_a_whole_checkpoint_is_refused_and_not_left_unmixed():
+    w, w0 = pair()
+    with pytest.raises(ValueError, match="'model' is a dict of tensors, as in a checkpoint: give weights"):
+        hft.wise({"model": w, "epoch": 3}, {"model": w0, "epoch": 0})
+
+
+def test_tied_weights_are_mixed_alike_under_both_names():
+    """A module that is given two mixtures of one tensor would keep the one that it loads last."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    w0 = copy.deepcopy(net.state_dict())
+    net[0].weight.data += 1
+    w = net.state_dict()
+    assert torch.equal(hft.wise(w, w0, 0.25)["1.weight"], hft.wise(w, w0, 0.25)["0.weight"])
+    hft.lines(w, w0, ["0", "1"], alpha=0.5, beta=0.0)
+    torch.func.vmap(lambda s: hft.wise(w, w0, s))(torch.tensor([0.0, 0.5]))
+    short = {name: w0[name] for name, _ in net.named_parameters()}
+    for mix in (
+        lambda: hft.model_stock([w, copy.deepcopy(w)], short),
+        lambda: hft.wise(w, short),
+        lambda: hft.lines(w, w0, ["0", "1"]),
+        lambda: hft.wise(w, w0, {"0.weight": 1}),
+    ):
+        with pytest.raises(ValueError, match=r"'0.weight' and '1.weight' are one tensor \(tied weights\)"):
+            mix()
+
+
 @pytest.mark.parametrize("mix", [hft.wise, hft.mixout, lambda w, w0: hft.model_stock([w, w], w0)[0]])
 def test_complex_entries_are_mixed_as_pairs_of_real_ones_and_not_left_out(mix):
     w, w0 = ({"w": x * torch.ones(2, 2, dtype=torch.complex128), "b": torch.ones(2)} for x in (2j, 1.0))
