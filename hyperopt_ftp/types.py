@@ -128,6 +128,7 @@ if TYPE_CHECKING:
         tunes: tuple[str, ...] = ()
         parts: PartsFn | None = None
         weights_in_state: bool = False
+        maximize: bool = False
 
 else:
 
@@ -153,6 +154,8 @@ else:
                 hparams are (``"head"``, ``"base.head"``), if there are different rules for different parts.
             weights_in_state: whether ``update`` continues from weights in its state (schedule-free) instead of the
                 params that it gets. Changes of the params in between are then lost.
+            maximize: whether ``update`` goes up the gradient. A rule around an anchor that reads gradients refuses
+                that, and a tuner must go up, too.
 
         >>> import torch, hyperopt_ftp as hft
         >>> opt = hft.sgd(lr=0.5)
@@ -171,6 +174,7 @@ else:
         tunes: tuple[str, ...] = ()
         parts: PartsFn | None = None
         weights_in_state: bool = False
+        maximize: bool = False
 
 
 def check_optimizer(name: str, value: Any) -> None:

@@ -20,6 +20,7 @@ from benchmarks.large.processes import peaks, table
 from experiments.common.estimate import interval
 from experiments.sensitivity import tuning
 from hyperopt_ftp.testing import CHECKS
+from hyperopt_ftp.torch_optim.execution import backends
 
 from .support.family import FAMILY, Method
 
@@ -519,6 +520,14 @@ def test_counts_of_what_is_tested_are_those_of_the_tables():
     }.items():
         text = one_line((ROOT / page).read_text())
         assert [words for words in said if words not in text] == [], page
+
+
+def test_the_page_of_the_classes_names_every_execution():
+    page = (ROOT / "docs" / "reference" / "classes.md").read_text()
+    listed, of_others = page.partition("- `execution`:")[2].partition("\n\n")[0].split(". `L2SP`")
+    kernels = [x for x in vars(backends).values() if isinstance(x, backends.Backend)]
+    assert set(re.findall(r'`"(\w+)"`', listed)) == {x.name for x in (*kernels, *backends.FUSED.values())}
+    assert re.findall(r'`"(\w+)"`', of_others) == [backends.MANY.name, backends.SINGLE.name]
 
 
 def test_numbers_of_readme_that_other_pages_have_too():

@@ -79,7 +79,8 @@ def ftp(
     moves at the second step, by 0.744 mu (bias exponent 2).
 
     Args:
-        base: any optimizer, except schedule-free ones. It gets the raw gradient; only its displacement is projected.
+        base: any optimizer, except schedule-free ones, and those with ``maximize=True`` (negate the loss). It gets the
+            raw gradient; only its displacement is projected.
         anchor: pytree like the parameters, or a part of it. A tensor that is absent is unconstrained.
         norm: ``"mars"`` (L1 norm of each row, dim 0) or ``"l2"`` (norm of the whole tensor). 0-d and 1-D tensors are
             one row.

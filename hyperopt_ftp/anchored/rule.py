@@ -123,8 +123,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
 
     Raises:
         ValueError: an hparam by path whose paths are not the anchor's; a base without an hparam that the rule reads, or
-            with a table of it; a schedule-free base, if the rule moves weights; at ``init``, an anchor that does not
-            fit.
+            with a table of it; a schedule-free base, if the rule moves weights; one that maximizes, if the rule reads
+            gradients; at ``init``, an anchor that does not fit.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from hyperopt_ftp.anchored import Rule, anchored
@@ -199,6 +199,11 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
     result = wrapped(
         base, rule.hparams, init, update, starts, settles, lambda state: layout.unpack(state)[0], rule.domains
     )
+    if base.maximize and (rule.before or "g" in rule.keeps):
+        raise ValueError(
+            "the rule reads the gradient of a loss, and base has maximize=True, which goes up: take minus the loss "
+            "instead (FTPAdamW, FTP and the other classes take maximize=True)"
+        )
     missing = [key for key in rule.reads if key not in base.hparams]
     if missing:
         raise ValueError(

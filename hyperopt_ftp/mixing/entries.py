@@ -54,6 +54,10 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
     found = []
     for name, w0 in anchor.items():
         w = weights[name]
+        if isinstance(w, Mapping) and any(isinstance(x, Tensor) for x in w.values()) and "_extra_state" not in name:
+            raise ValueError(
+                f"{name!r} is a dict of tensors, as in a checkpoint: give weights[{name!r}] and its anchor"
+            )
         if not isinstance(w, Tensor) or not isinstance(w0, Tensor):
             continue
         if w0.shape != w.shape:
@@ -61,6 +65,8 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
                 f"anchor entry {name!r} has shape {tuple(w0.shape)}, its weights {tuple(w.shape)}; leave out a head "
                 "that is new"
             )
+        if (w.is_complex() or w0.is_complex()) and not torch.equal(w, w0):  # equal ones may be tables of rotations
+            raise ValueError(f"{name!r} is complex, give torch.view_as_real of it, and view_as_complex of the mixture")
         if w.is_floating_point() and w0.is_floating_point():
             found.append(name)
     if found and not torch.compiler.is_compiling() and all(_same_memory(weights[name], anchor[name]) for name in found):
@@ -70,6 +76,26 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
             "copy.deepcopy(model.state_dict())"
         )
     return found
+
+
+def check_tied(weights: Weights, shares: Mapping[str, Any]) -> None:
+    """``ValueError`` for one tensor under two names with two shares of the anchor: a module loads the last one."""
+    first: dict[Any, str] = {}
+    for name, w in weights.items():
+        if (
+            type(w) not in (Tensor, torch.nn.Parameter)
+            or is_wrapped(w)
+            or torch.compiler.is_compiling()
+            or not w.numel()
+        ):
+            continue
+        other = first.setdefault((w.data_ptr(), w.shape, w.stride()), name)
+        a, b = shares.get(other, 0.0), shares.get(name, 0.0)
+        if a is not b and not any(isinstance(x, Tensor) and is_wrapped(x) for x in (a, b)) and bool(a != b):
+            raise ValueError(
+                f"{other!r} and {name!r} are one tensor (tied weights), with {float(a)} and {float(b)} of the anchor, "
+                "and loading keeps the last one: give both the same, and an anchor with both, such as a state_dict()"
+            )
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:

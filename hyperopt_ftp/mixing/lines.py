@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
-from .entries import Weights, copied, ends, lerped
+from .entries import Weights, check_tied, copied, ends, lerped
 
 _SCALE = Domain(0.0, float("inf"), open_high=True)
 
@@ -52,4 +52,5 @@ def lines(
     # Layers without an adapter count too, but not a head without an anchor.
     names = far if isinstance(anchor, Mapping) else weights
     scales = {**dict.fromkeys(far, alpha), **by_depth(list(names), layers, alpha, alpha + beta)}
+    check_tied(weights, {name: 1 - scales[name] for name in far})
     return {name: lerped(w, far[name], 1 - scales[name]) if name in far else copied(w) for name, w in weights.items()}

@@ -14,7 +14,7 @@ from ..hyper.hypergradient import value_and_grad
 from ..hyper.loops.held_out import fit_numbers, zero_loss
 from ..tree import working
 from ..types import Number, Optimizer
-from .entries import Weights, copied, detached, ends, lerped
+from .entries import Weights, check_tied, copied, detached, ends, lerped
 
 _SHARE = Domain(0.0, 1.0)
 
@@ -42,8 +42,8 @@ def wise(
     Raises:
         TypeError: something that is not a dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
-            ``weights`` or has another shape; LoRA's factors with an anchor whose product is not 0; parts of adapters
-            that are no product of two (DoRA, LoHa).
+            ``weights``, has another shape, or is complex and not the same; tied weights with two strengths; LoRA's
+            factors with an anchor whose product is not 0; parts of adapters that are no product of two (DoRA, LoHa).
 
     >>> import torch, hyperopt_ftp as hft
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
@@ -58,6 +58,7 @@ def wise(
         raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor (LoRA's B has)")
     for share in shares.values():
         check_number("strength", share, _SHARE)
+    check_tied(weights, shares)
     return {name: lerped(w, far[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
 
 

@@ -180,7 +180,7 @@ def by_rule(
             rule, init, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled,
             str(rule.__module__).startswith(_PACKAGE),
         )  # fmt: skip
-    return Optimizer(init, update, default, domains=domains)
+    return Optimizer(init, update, default, domains=domains, maximize=maximize)
 
 
 def _is_move(moved: Any, names: frozenset[str]) -> bool:

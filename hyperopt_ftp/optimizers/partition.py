@@ -125,6 +125,7 @@ def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optim
         tuple(f"{label}.{name}" for label, opt in optimizers.items() for name in opt.tunes),
         parts,
         any(opt.weights_in_state for opt in optimizers.values()),
+        any(opt.maximize for opt in optimizers.values()),
     )
 
 

@@ -180,9 +180,7 @@ def per_step(base: Optimizer, tables: Mapping[str, Any] | None = None, **by_name
         return settled
 
     starts, settles = start if base.start else None, settle if base.settle else None
-    return Optimizer(
-        init, update, default, starts, settles, base.domains, base.tunes, base.parts, base.weights_in_state
-    )
+    return base._replace(init=init, update=update, hparams=default, start=starts, settle=settles)
 
 
 def _own(path: str) -> str:

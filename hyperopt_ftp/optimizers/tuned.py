@@ -88,8 +88,8 @@ def hyper(
         and params and gradients once.
 
     Raises:
-        ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; at ``init``, a
-            first value outside the range of ``"log"`` or ``"logit"``.
+        ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; ``maximize`` of
+            only one of the two; at ``init``, a first value outside the range of ``"log"`` or ``"logit"``.
         TypeError: an optimizer that is not pure.
 
     >>> import torch, hyperopt_ftp as hft
@@ -104,6 +104,11 @@ def hyper(
     check_optimizer("by", by)
     if through is not None:
         check_optimizer("through", through)
+    if base.maximize != by.maximize:
+        raise ValueError(
+            f"base has maximize={base.maximize} and by maximize={by.maximize}, so by would tune against base; give both"
+            " the same (of a partition, put hyper into its parts)"
+        )
     step = base.update if through is None else through.update
     names = paths.normalise(over, base.hparams)
     again = [name for name in names if any(paths.overlap(base.hparams, name, inner) for inner in base.tunes)]
@@ -151,7 +156,8 @@ def hyper(
 
     domains = {"base": base.domains, "by": by.domains}
     inside = parts if base.parts else None
-    return Optimizer(init, update, default, None, None, domains, tunes, inside, base.weights_in_state)
+    both = base.weights_in_state, base.maximize
+    return Optimizer(init, update, default, None, None, domains, tunes, inside, *both)
 
 
 def _pulled(step: UpdateFn[Any], previous: Previous, cotangent: Params, over: tuple[str, ...]) -> HParams:

@@ -69,8 +69,8 @@ def wrapped(
     settles = settle_both if settle or base.settle else None
     own_domains = domains_of(own) if domains is None else domains
     both_domains = {**base.domains, **{names.get(name, name): domain for name, domain in own_domains.items()}}
-    return Optimizer(
-        init_split, update_split, default, starts, settles, both_domains, base.tunes, base.parts, base.weights_in_state
+    return base._replace(
+        init=init_split, update=update_split, hparams=default, start=starts, settle=settles, domains=both_domains
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 
 import pytest
@@ -43,6 +44,26 @@ def test_equals_its_transcription_from_the_paper(method: Method, base: str, seed
         assert largest_difference(weights, tensors(expected)) <= PARITY
         apart = max(apart, largest_difference(weights, free))
     assert apart > 1e-3  # it has done something
+
+
+@pytest.mark.parametrize(
+    "around", [lambda opt: opt, lambda opt: hft.clipped(hft.scheduled(opt, lr=lambda t: 1.0), 1e9)]
+)
+@pytest.mark.parametrize("method", PURE, ids=str)
+def test_a_base_that_maximizes_is_held_as_by_minus_the_gradient_or_refused(method: Method, around):
+    anchor, first, grads = problem()
+    held = [
+        functools.partial(method.held, around(hft.sgd(lr=0.1, maximize=up)), tensors(anchor)) for up in (True, False)
+    ]
+    if method.name in ("l2sp", "spd", "directed") or method.name.startswith(("ftp", "digrap")):  # they read gradients
+        with pytest.raises(ValueError, match="base has maximize=True, which goes up: take minus the loss"):
+            held[0]()
+        return
+    turned = [{name: -x for name, x in tensors(g).items()} for g in grads]
+    for (up, _), (down, _) in zip(
+        run(held[0](), tensors(first), turned), run(held[1](), tensors(first), map(tensors, grads)), strict=True
+    ):
+        assert largest_difference(up, down) == 0
 
 
 def test_every_pure_method_has_a_row():

@@ -163,8 +163,8 @@ def test_learned_shares_stay_between_the_two():
 
 
 def test_entries_that_cannot_be_mixed_stay():
-    z, mask = torch.ones(1, dtype=torch.complex64), torch.tensor([0.0, -torch.inf])
-    w, w0 = {"mask": mask, "z": z, "_extra_state": {"a": 1}}, {"mask": mask.clone(), "z": 0 * z, "_extra_state": {}}
+    z, mask = torch.tensor([1j, 2.0]), torch.tensor([0.0, -torch.inf])  # rotations of an attention
+    w, w0 = {"mask": mask, "z": z, "_extra_state": {"a": 1}}, {"mask": mask.clone(), "z": z, "_extra_state": {}}
     for mixed in (hft.wise(w, w0), hft.learned_wise(w, w0, lambda p, x: p["mask"][0] * x, [1.0])[0]):
         assert torch.equal(mixed["mask"], mask)
         assert torch.equal(mixed["z"], z)
@@ -172,6 +172,42 @@ def test_entries_that_cannot_be_mixed_stay():
 
 
 # -- Model Stock ------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_checkpoint_is_refused_and_not_left_unmixed():
+    w, w0 = pair()
+    with pytest.raises(ValueError, match="'model' is a dict of tensors, as in a checkpoint: give weights"):
+        hft.wise({"model": w, "epoch": 3}, {"model": w0, "epoch": 0})
+
+
+def test_tied_weights_are_mixed_alike_under_both_names():
+    """A module that is given two mixtures of one tensor would keep the one that it loads last."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    w0 = copy.deepcopy(net.state_dict())
+    net[0].weight.data += 1
+    w = net.state_dict()
+    assert torch.equal(hft.wise(w, w0, 0.25)["1.weight"], hft.wise(w, w0, 0.25)["0.weight"])
+    hft.lines(w, w0, ["0", "1"], alpha=0.5, beta=0.0)
+    torch.func.vmap(lambda s: hft.wise(w, w0, s))(torch.tensor([0.0, 0.5]))
+    short = {name: w0[name] for name, _ in net.named_parameters()}
+    for mix in (
+        lambda: hft.model_stock([w, copy.deepcopy(w)], short),
+        lambda: hft.wise(w, short),
+        lambda: hft.lines(w, w0, ["0", "1"]),
+        lambda: hft.wise(w, w0, {"0.weight": 1}),
+    ):
+        with pytest.raises(ValueError, match=r"'0.weight' and '1.weight' are one tensor \(tied weights\)"):
+            mix()
+
+
+@pytest.mark.parametrize("mix", [hft.wise, hft.mixout, lambda w, w0: hft.model_stock([w, w], w0)[0]])
+def test_complex_entries_are_mixed_as_pairs_of_real_ones_and_not_left_out(mix):
+    w, w0 = ({"w": x * torch.ones(2, 2, dtype=torch.complex128), "b": torch.ones(2)} for x in (2j, 1.0))
+    with pytest.raises(ValueError, match="'w' is complex, give torch.view_as_real of it"):
+        mix(w, w0)
+    real = mix({**w, "w": torch.view_as_real(w["w"])}, {**w0, "w": torch.view_as_real(w0["w"])})
+    assert not torch.equal(real["w"], torch.view_as_real(w["w"]))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -196,3 +196,22 @@ def test_what_is_tuned_to_nan_warns_once_also_where_all_losses_are_finite():
         steps()
     assert len(said) == 1
     assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_tuner_goes_up_where_its_base_does(part: bool):
+    """A learning rate that is tuned upward by the gain of a larger one."""
+    base = hft.sgd(lr=0.1, maximize=True)
+    if part:
+        base = hft.partition({"up": base, "rest": hft.sgd()}, {"w": "up", "b": "rest"})
+    over = "up.lr" if part else "lr"
+    with pytest.raises(ValueError, match="base has maximize=True and by maximize=False, so by would tune against base"):
+        hft.hyper(base, by=hft.sgd(lr=1e-2), over=over)
+    with pytest.raises(ValueError, match="base has maximize=False and by maximize=True"):
+        hft.hyper(hft.sgd(), by=hft.hyper(hft.sgd(maximize=True), by=hft.sgd(maximize=True), over="lr"), over="lr")
+    opt = hft.hyper(base, by=hft.sgd(lr=1e-2, maximize=True), over=over)
+    params = {"w": torch.ones(2), "b": torch.ones(2)}
+    state = opt.init(params)
+    for _ in range(2):
+        params, state = opt.update(params, state, params)  # of half the square, which is to grow
+    assert state.tuned[over] > 0.1

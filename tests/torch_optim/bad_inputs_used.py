@@ -149,6 +149,8 @@ STEPS = [
           NATIVE, begin=group_changed(lr=-1.0)),
     *(unfit(no_gradient("lr", who), f"an `lr` that requires a gradient, put into a group{place}", step, (who,),
             begin=group_changed(lr=tracked(0.1))) for who, place in ((ADAMW, ""), (FTP, " of the base"))),
+    mistyped("constrained of group 0 must now be a list, one bool for each of its parameters",
+             "`constrained=False`, put into a group", step, begin=group_changed(constrained=False)),
     refused(f"the parameters of group 0 {BY_HAND}", "a parameter appended to a group's list", step,
             begin=with_one_more),
     refused(f"the parameters of group 1 {BY_HAND}", "`base.add_param_group`", step, (FTP,),

@@ -419,7 +419,8 @@ WRONG: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (pure(hft.per_step(hft.sgd(), lr=tracked([0.1, 0.2]))), ValueError, "lr requires a gradient, but a step of"),
     (pure(hft.adam(), {"lr": tracked(0.1)}), ValueError, "a step of PureOptimizer has no derivative"),
     (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "parameter 1 is parameter 0 again"),
-    (pure(hft.adam(), {"params": []}), ValueError, "got no parameters"),
+    (pure(hft.adam(), {"params": []}), ValueError, "got no parameters in group 0"),
+    (pure(hft.adam(), {}, {"params": []}), ValueError, "got no parameters in group 1: leave that out"),
     (lambda p: halves(p, hft.ftp(hft.adam(), {"0": p[0].detach().clone()})), ValueError, "are the parts of a part"),
     (lambda p: halves(p, hft.partition({"a": hft.sgd()}, {"*": "a"})), ValueError, "has parts of its own"),
     (lambda p: hft.PureOptimizer(p, hft.ftp(hft.adam(), {"0": p[0]})), ValueError, "shares memory with a parameter"),
@@ -553,6 +554,20 @@ def test_a_count_that_is_a_number_is_loaded_and_other_names_are_said():
     unnamed = hft.PureOptimizer(parameters().values(), hft.adam(lr=0.1))
     with pytest.raises(ValueError, match=r"has no 'exp_avg.0'.* other names of them, as in 'exp_avg\.\w'"):
         unnamed.load_state_dict(opt.state_dict())
+
+
+def test_a_state_is_loaded_by_name_into_another_order():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1))
+    step(params, opt, batches(1)[0])
+    turned = dict(reversed(parameters({n: p.detach() for n, p in params.items()}).items()))
+    other = hft.PureOptimizer(turned.items(), hft.adam(lr=0.1))
+    other.load_state_dict(opt.state_dict())
+    for mine, one in ((params, opt), (turned, other)):
+        step(mine, one, batches(2)[1])
+    assert largest_difference(dict(params), {name: turned[name] for name in params}) == 0
+    (group,) = other.param_groups
+    assert all(turned[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
 
 
 def test_pickle_says_what_to_send_and_copies_still_work():

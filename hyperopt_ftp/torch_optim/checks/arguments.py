@@ -65,6 +65,10 @@ def check_base(base: Any, title: str, refused: type) -> None:
             "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
             "package schedulefree, which is held where it is deployed"
         )
+    if isinstance(pure, Optimizer) and pure.maximize:
+        raise ValueError(
+            f"{title} cannot go around a PureOptimizer with maximize=True, since it minimizes: negate the loss"
+        )
     closure = inspect.signature(base.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise TypeError(

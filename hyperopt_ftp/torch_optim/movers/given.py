@@ -46,6 +46,10 @@ class Given(Mover):
         """Copies of groups and defaults, to be checked in a wrapper of the class ``title``."""
         base, options = self.optimizer, self.hold.options
         check_base(base, title, refused)
+        for group in base.param_groups:
+            if isinstance(group.get("constrained"), list):  # one bool for each parameter: as a wrapper leaves it
+                maker = group.get("made_by")
+                raise ValueError(f"the base of {title} is inside another optimizer already ({maker}); make a new base")
         taken = [name for name in (*options, "constrained", "made_by") if name in base.defaults]
         if taken:
             raise ValueError(

@@ -90,6 +90,8 @@ class Mover(ABC):
         read = self.read(opt)
         self._checked += [[]] * (len(opt.param_groups) - len(self._checked))
         for i, group in enumerate(opt.param_groups):
+            if isinstance(group.get("constrained"), bool):
+                raise TypeError(f"constrained of group {i} must now be a list, one bool for each of its parameters")
             if len(group.get("constrained", ())) != len(group["params"]):
                 raise RuntimeError(
                     f"the parameters of group {i} were changed by hand; add some by add_param_group (a wrapper's own, "
@@ -106,6 +108,8 @@ class Mover(ABC):
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
         check_no_gradient(type(opt).__name__, {name: group.get(name) for name in self.read(opt)})
         self.hold.check(group)
+        if group.get("differentiable"):
+            raise ValueError("a step has no derivative: differentiable must be False; pure rules have one, as hft.ftp")
         self.check(group)
 
     def check(self, group: dict[str, Any]) -> None:

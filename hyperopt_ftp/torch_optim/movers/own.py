@@ -61,8 +61,6 @@ class Own(Mover):
         check_flags(group, ("maximize", "capturable", "lean", *self.formula.flags), ("foreach", "fused"))
         if self.formula.check is not None:
             self.formula.check(group)
-        if group["differentiable"]:
-            raise ValueError("a step works in place: differentiable must be False; hft.ftp is the differentiable rule")
         if group["fused"] and group["foreach"]:
             raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
         if group["fused"]:

@@ -92,8 +92,9 @@ class PureOptimizer(torch.optim.Optimizer):
         check_compile(compile)
         super().__init__(params, {})
         everything = [p for group in self.param_groups for p in group["params"]]
-        if not everything:
-            raise ValueError("PureOptimizer got no parameters: its groups are empty")
+        empty = [i for i, group in enumerate(self.param_groups) if not group["params"]]
+        if empty:
+            raise ValueError(f"PureOptimizer got no parameters in group {empty[0]}: leave that out")
         named = "param_names" in self.param_groups[0]
         given = names_in(self.param_groups)
         check_params(everything, named, given)
@@ -284,11 +285,15 @@ class PureOptimizer(torch.optim.Optimizer):
         def check(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
             self._check_saved(final)
 
+        names = [group.get("param_names") for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(check)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+        for group, own in zip(self.param_groups, names, strict=True):
+            if own is not None:  # the state is by name, so the checkpoint's order may be another
+                group["param_names"] = own
         self._seen = None
         self._report()
 
