@@ -1,13 +1,14 @@
-"""What active ``torch.func`` transforms and autograd tasks reveal; torch has no public way to ask."""
+"""What active ``torch.func`` transforms, autograd tasks and modules reveal; torch has no public way to ask."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn.utils.stateless import _untie_named_tensors_map
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,3 +123,12 @@ def level_of(x: Tensor) -> int:
 def has_graph(x: Tensor) -> bool:
     """Whether it depends on what the innermost gradient is taken in."""
     return level_of(x) == top_level() if under_transform() else x.requires_grad
+
+
+def by_place(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, tied ones under each place that they have in a module, but none twice.
+
+    ``functional_call`` goes by all names: of a module that lies in two places it keeps what it has put in (2.13).
+    """
+    places = {f"{at}.{n}" if at else n for at, m in net.named_modules() for n in (*m._parameters, *m._buffers)}
+    return {name: x for name, x in _untie_named_tensors_map(net, values).items() if name in places}
