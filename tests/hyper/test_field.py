@@ -91,6 +91,10 @@ def test_second_derivatives_and_transforms():
     fixed = h.detach(), x.detach()
     got = torch.func.grad(lambda lr: outer(trained(lr, *fixed).params))(lr.detach())
     torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
+    one = (torch.ones((), dtype=F64),)
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=1)):
+        got = torch.func.jvp(lambda lr, how=strategy: outer(trained(lr, *fixed, how).params), (lr.detach(),), one)[1]
+        torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
     rates = torch.tensor([0.05, 0.1], dtype=F64)
     got = torch.func.vmap(lambda lr: outer(trained(lr, *fixed).params))(rates)
     torch.testing.assert_close(got, torch.stack([outer(by_hand(r, *fixed)) for r in rates]), rtol=1e-12, atol=0)
