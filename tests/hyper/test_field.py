@@ -126,6 +126,16 @@ def test_implicit_at_the_equilibrium():
         found += torch.autograd.grad(outer(run.params), h)
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=0)
 
+    def end(h, strategy):
+        run = hft.train(hft.sgd(lr=0.4), None, start(), DATA * 5, hparams={"loss": h}, strategy=strategy, grads=grads)
+        return outer(run.params)
+
+    h, implicit = h.detach(), lambda h: end(h, hft.Implicit(iterations=60))
+    want = torch.func.hessian(lambda h: end(h, hft.Unroll()))(h)
+    torch.testing.assert_close(torch.func.hessian(implicit)(h), want, rtol=1e-7, atol=0)
+    each = torch.func.vmap(torch.func.grad(implicit))(h.expand(2))
+    torch.testing.assert_close(each, found[1].expand(2), rtol=1e-9, atol=0)
+
 
 def test_an_unrolled_gan_with_dropout():
     """The generator's loss after steps of the discriminator, and through these (arXiv 1611.02163); and both at once."""
