@@ -35,7 +35,7 @@ class Field:
         rows = tree.aligned(found, params, "the result of grads")
         for i, (x, g) in enumerate(zip(at, rows, strict=True)):
             fits = isinstance(g, Tensor) and g.shape == x.shape
-            if not fits or (self.graph and not has_graph(g)):
+            if not fits or (self.graph and torch.is_grad_enabled() and not has_graph(g)):
                 got = "one without a graph" if fits else getattr(g, "shape", shown(g))
                 raise ValueError(
                     f"grads must give for {tree.named(params)[i][0]!r} a tensor of shape {tuple(x.shape)} with a "
@@ -57,11 +57,16 @@ class _AsGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1 + inputs[0] :])
+        ctx.save_for_forward(*inputs[1 + inputs[0] :])  # torch's vmap wants the same
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         field, (scale,) = ctx.saved_tensors, cotangents
         return (None, *(scale.to(g) * g for g in field), *[None] * len(field))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return ctx.saved_tensors[0].new_zeros(())  # of a loss, which is never differentiated
 
 
 def field(train_loss: Any, grads: Any, hparams: Any, strategy: Strategy | None) -> Field:

@@ -19,7 +19,7 @@ from ..calls import did_you_mean, explained, few, shown
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
 from .core.inputs import BufferedState, TrainOutputs
-from .core.torch_private import differentiated_outside, has_graph, has_saved_tensor_hooks, top_level
+from .core.torch_private import by_place, differentiated_outside, has_graph, has_saved_tensor_hooks, top_level
 from .distributed.data_parallel import DataParallel
 
 #: Holds the numbers of every buffer; of integers in two parts.
@@ -50,6 +50,7 @@ def of_module(
 
     In a training, step k+1 begins with the buffers that step k has left, as in a loop by hand: BatchNorm's statistics.
     They are in ``run.buffers``, and in ``run.state`` for the next ``train(..., state=run.state)``. They are constants.
+    Buffers that are views of one another are apart from the first step on.
     Over the processes of :func:`data_parallel` they are averaged. A call outside of a training begins with those in the
     module, or in ``params``: ``loss({**run.params, **run.buffers}, batch)``.
 
@@ -149,7 +150,7 @@ class OfModule:
         if not isinstance(loss, Tensor) or not (traced or has_graph(loss)):
             return loss  # which is refused
         for name, was in self.carried.items():
-            x = values[name]  # a module may put in another tensor, too
+            x = values[name]
             graph = x.requires_grad or (not traced and differentiated_outside(x, top_level()))
             if graph or x.shape != was.shape:
                 raise ValueError(
@@ -164,15 +165,17 @@ class OfModule:
         net, method = self.net, self.method
         other = [m for m, mode in modes if m.training != mode]  # since training began
         free = torch.compiler.is_compiling() or has_saved_tensor_hooks()  # of the caller's
+        there = by_place(net, values)
         for m in other:
             m.training = not m.training
         try:
             with (
                 nullcontext() if free else disable_saved_tensors_hooks(_CHECKPOINTS),
-                _reparametrize_module(net, values, tie_weights=True),
+                _reparametrize_module(net, there),
             ):
                 return method(net, batch, *own) if method else net(batch, *own)
         finally:
+            values.update({n: there[n] for n in values if n in there})  # a module may put in another tensor, too
             for m in other:
                 m.training = not m.training
 

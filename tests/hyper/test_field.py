@@ -91,6 +91,10 @@ def test_second_derivatives_and_transforms():
     fixed = h.detach(), x.detach()
     got = torch.func.grad(lambda lr: outer(trained(lr, *fixed).params))(lr.detach())
     torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
+    one = (torch.ones((), dtype=F64),)
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=1)):
+        got = torch.func.jvp(lambda lr, how=strategy: outer(trained(lr, *fixed, how).params), (lr.detach(),), one)[1]
+        torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
     rates = torch.tensor([0.05, 0.1], dtype=F64)
     got = torch.func.vmap(lambda lr: outer(trained(lr, *fixed).params))(rates)
     torch.testing.assert_close(got, torch.stack([outer(by_hand(r, *fixed)) for r in rates]), rtol=1e-12, atol=0)
@@ -121,6 +125,16 @@ def test_implicit_at_the_equilibrium():
         run = hft.train(hft.sgd(lr=0.1), None, start(), DATA * 30, hparams={"loss": h}, strategy=strategy, grads=grads)
         found += torch.autograd.grad(outer(run.params), h)
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=0)
+
+    def end(h, strategy):
+        run = hft.train(hft.sgd(lr=0.4), None, start(), DATA * 5, hparams={"loss": h}, strategy=strategy, grads=grads)
+        return outer(run.params)
+
+    h, implicit = h.detach(), lambda h: end(h, hft.Implicit(iterations=60))
+    want = torch.func.hessian(lambda h: end(h, hft.Unroll()))(h)
+    torch.testing.assert_close(torch.func.hessian(implicit)(h), want, rtol=1e-7, atol=0)
+    each = torch.func.vmap(torch.func.grad(implicit))(h.expand(2))
+    torch.testing.assert_close(each, found[1].expand(2), rtol=1e-9, atol=0)
 
 
 def test_an_unrolled_gan_with_dropout():

@@ -474,6 +474,40 @@ def test_a_buffer_in_whose_place_another_tensor_is_put():
     torch.testing.assert_close(run.buffers["mean"], 0.9 * 0.1 * x + 0.1 * y, rtol=1e-12, atol=1e-15)
 
 
+class Twice(nn.Module):
+    """Layers that lie in two places; one puts another tensor in that of its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = self.again = nn.BatchNorm1d(3)
+        self.mean = self.same = Writes(averages)
+        self.to(F64)
+
+    def forward(self, x):
+        return self.same([self.again(torch.tanh(self.norm(x))) + x])
+
+
+def test_a_module_that_lies_in_two_places_gets_its_own_tensors_back():
+    """torch's functional_call leaves what it has put in."""
+    net, other = Twice(), Twice()
+    own = {**named(net, remove_duplicate=False), **dict(net.named_buffers(remove_duplicate=False))}
+    loss = hft.of_module(net, lambda m, b: m(b[0]))
+    run = hft.train(OPT, loss, named(net), data())
+    now = {**named(net, remove_duplicate=False), **dict(net.named_buffers(remove_duplicate=False))}
+    assert now.keys() == own.keys()
+    assert all(now[name] is x for name, x in own.items())
+    assert {name for name, x in own.items() if not x.equal(other.state_dict()[name])} == set()
+
+    by_torch = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    for x, _ in data():
+        by_torch.zero_grad()
+        other(x).backward()
+        by_torch.step()
+    for name, x in {**run.params, **run.buffers}.items():
+        torch.testing.assert_close(x, other.state_dict()[name], rtol=1e-12, atol=1e-15)
+
+
 def test_what_the_module_lacks_is_an_error_before_anything_runs():
     net = network()
     loss = hft.of_module(net, fit)

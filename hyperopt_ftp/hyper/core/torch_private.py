@@ -1,4 +1,4 @@
-"""What active ``torch.func`` transforms and autograd tasks reveal; torch has no public way to ask."""
+"""What active ``torch.func`` transforms, autograd tasks and modules reveal; torch has no public way to ask."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn.utils.stateless import _untie_named_tensors_map
 from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,7 +37,7 @@ def uncompiled(function: F) -> F:
 
 
 class DispatchMode(TorchDispatchMode):
-    """One that does not import torch._dynamo, to keep out of which torch's own one imports it."""
+    """One that does without torch._dynamo, which torch's own imports to keep it out."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -165,3 +166,12 @@ def level_of(x: Tensor) -> int:
 def has_graph(x: Tensor) -> bool:
     """Whether it depends on what the innermost gradient is taken in."""
     return level_of(x) == top_level() if under_transform() else x.requires_grad
+
+
+def by_place(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, tied ones under each place that they have in a module, but none twice.
+
+    ``functional_call`` goes by all names: of a module that lies in two places it keeps what it has put in (2.13).
+    """
+    places = {f"{at}.{n}" if at else n for at, m in net.named_modules() for n in (*m._parameters, *m._buffers)}
+    return {name: x for name, x in _untie_named_tensors_map(net, values).items() if name in places}

@@ -79,8 +79,16 @@ class GuardedLoss:
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
         """An evaluation at the level of the step itself, where tensors of outer transforms can be detected."""
         if under_transform():
-            with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
-                self._replay.run(self._replay.now(), lambda: loss_at(self.unguarded, params, batch, hparams))
+            try:
+                with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
+                    self._replay.run(self._replay.now(), lambda: loss_at(self.unguarded, params, batch, hparams))
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                raise RuntimeError(
+                    "train_loss takes a gradient itself by torch.autograd, and so cannot be looked at under several "
+                    "transforms of torch.func: take torch.func.grad in it, or train by hft.Unroll()"
+                ) from error
 
     def _watch_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, with reads of the numbers of its hparams refused."""

@@ -17,6 +17,7 @@ from ...hparams import concrete
 from ..core.graph import nodes_below, stand_in
 from ..core.replay import Replay, RngState
 from ..core.second_order import twice_differentiable
+from ..core.torch_private import by_place
 from ..guards.messages import LAYER, Captured, writes
 from ..guards.operations import watched_operations
 
@@ -130,8 +131,8 @@ class LayerCall:
             if self._owner is None:
                 found = self._layer(*args, **kwargs)
             else:
-                own = {f"owner.{name}": x for name, x in own.items()}
-                found = functional_call(_Inside(self._owner), own, (self._layer, *args), kwargs)
+                own = {f"owner.{name}": x for name, x in by_place(self._owner, own).items()}
+                found = functional_call(_Inside(self._owner), own, (self._layer, *args), kwargs, tie_weights=False)
         return pytree.tree_flatten(found)
 
 

@@ -45,7 +45,8 @@ class ZeroOrder(Strategy):
 
     Args:
         samples: N. Each costs two trainings, or one if not antithetic.
-        sigma: standard deviation, in units of x. A large one leaves the domain: a negative lr is not caught.
+        sigma: standard deviation, in units of x. A large one leaves the domain: a negative lr is not caught. A small
+            one is lost in the rounding of 16-bit tensors.
         antithetic: use pairs of opposite points, in which f(x) and all even terms cancel.
         generator: CPU generator of the random directions. ``None``: torch's default one.
 
@@ -142,9 +143,9 @@ class ZeroOrder(Strategy):
     def smoothed(self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState) -> list[Tensor]:
         """The derivative at x of a smoothed function that gives a scalar, with the random numbers of that state."""
         directions = [self._direction(x, seed + i) for i in range(self.samples)]
-        points = [[u + self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
+        points = [[(u + self.sigma * e).to(u) for u, e in zip(x, row, strict=True)] for row in directions]
         if self.antithetic:
-            points += [[u - self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
+            points += [[(u - self.sigma * e).to(u) for u, e in zip(x, row, strict=True)] for row in directions]
         else:
             points.append(x)
         values = _everywhere(function, points, replay, rng)

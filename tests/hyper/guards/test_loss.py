@@ -495,6 +495,31 @@ def test_a_stranger_beside_a_leaf_of_its_own_is_refused_or_counts():
     assert got.item() == pytest.approx(central_differences(end, f64(0.5))[0].item(), rel=1e-6)
 
 
+def test_a_gradient_inside_a_loss_under_several_transforms_is_right_or_an_error_with_a_way_out():
+    """By a strategy that is not exact, the loss is looked at without a graph there."""
+
+    def end(h, strategy, take):
+        def train_loss(p, x, h):
+            fit = lambda p: h * (p - x).square().sum() + p.square().square().sum()  # noqa: E731
+            return fit(p) + 0.1 * take(fit, p).square().sum()
+
+        opt, data = hft.sgd(lr=0.02), [f64([1.0])] * 150
+        return hft.train(opt, train_loss, f64([0.5]), data, hparams={"loss": h}, strategy=strategy).params
+
+    def by_autograd(f, x):
+        return torch.autograd.grad(f(x), x, create_graph=True)[0]
+
+    def each(strategy, take):
+        slope = torch.func.grad(lambda h: end(h, strategy, take).sum())
+        return torch.func.vmap(slope)(torch.tensor([0.5, 1.0], dtype=F64))
+
+    how = hft.Implicit(iterations=300)
+    want = each(hft.Unroll(), by_autograd)
+    torch.testing.assert_close(each(how, lambda f, x: torch.func.grad(f)(x)), want, rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match="takes a gradient itself .*take torch.func.grad in it"):
+        each(how, by_autograd)
+
+
 def test_random_numbers_are_drawn_once_where_the_loss_is_looked_at_again():
     params, inner = pinn("requires_grad_")
 

@@ -54,6 +54,23 @@ def test_a_saved_module_computes_the_same():
     assert torch.load(file, weights_only=False)(x).equal(net(x))
 
 
+def test_a_layer_that_lies_in_two_places_keeps_its_parameters():
+    """torch's functional_call leaves what it has put in, and the optimizer would move what nobody uses."""
+    net, plain = (nn.Sequential(shared := nn.Linear(3, 3), nn.Tanh(), shared).double() for _ in range(2))
+    net.load_state_dict(plain.state_dict())
+    own = [*net.parameters()]
+    hft.remat_layers(net, "")
+    for model in (net, plain):
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            opt.zero_grad()
+            model(torch.ones(2, 3, dtype=torch.float64)).square().sum().backward()
+            opt.step()
+    for x, y, before in zip(net.parameters(), plain.parameters(), own, strict=True):
+        assert x is before
+        torch.testing.assert_close(x, y, rtol=1e-14, atol=0)
+
+
 def test_hooks_run_once_and_it_can_be_taken_back():
     net, calls, x = network()["body"][0], [], torch.ones(2, 3, dtype=torch.float64)
     net.register_forward_hook(lambda *_: calls.append(0))

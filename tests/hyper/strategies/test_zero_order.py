@@ -19,3 +19,18 @@ def test_adam_is_finite_around_all_of_its_hparams(amsgrad: bool):
     slopes = torch.autograd.grad(run.params.sum(), tree.leaves(h))
     assert all(x.isfinite() for x in slopes)
     assert any(slopes)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_params_of_16_bits_are_so_at_all_points(antithetic: bool):
+    """The loss multiplies them by a batch of their dtype. An estimate's error is about sqrt(8 / samples)."""
+    g = torch.Generator().manual_seed(0)
+    w, x = torch.randn(4, 2, generator=g).bfloat16(), torch.randn(8, 4, generator=g).bfloat16()
+    exact, found = (
+        hft.hypergradient(
+            hft.sgd(lr=0.1), lambda p, b: (b @ p).float().square().mean(), lambda p: (x @ p).float().square().mean(),
+            w, [x] * 3, "params", strategy=strategy,
+        )[1]["params"].float()
+        for strategy in (hft.Unroll(), hft.ZeroOrder(800, 0.1, antithetic, generator=g))
+    )  # fmt: skip
+    assert (found - exact).norm() < 0.3 * exact.norm()
