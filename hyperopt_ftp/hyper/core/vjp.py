@@ -45,7 +45,7 @@ def pull(
     found = list(found)
     if scale is not None:
         for i, x in enumerate(found):  # the narrow one goes when the wide one is there
-            found[i] = None if x is None else tree.working(x) / scale.to(x)
+            found[i] = None if x is None else tree.working(x) / scale.to(x.device)  # which float16 may not hold
     return found
 
 
