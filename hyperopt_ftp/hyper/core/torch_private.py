@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
@@ -25,23 +26,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 def uncompiled(function: F) -> F:
     """A graph break inside a function that torch.compile traces: what is called runs as it is.
 
-    Elsewhere it is called directly: torch._dynamo, which takes a second to import, is for those who compile.
+    Without torch._dynamo, which takes a second to import, nothing is traced, and it is called directly.
     """
     outside: Any = _disable_dynamo(function)
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        return outside(*args, **kwargs) if torch.compiler.is_compiling() else function(*args, **kwargs)
+        traced = torch.compiler.is_compiling() or "torch._dynamo" in sys.modules  # what is traced takes the first
+        return (outside if traced else function)(*args, **kwargs)
 
     return called  # pyright: ignore[reportReturnType]
 
 
 class DispatchMode(TorchDispatchMode):
-    """One that does without torch._dynamo, which torch's own imports to keep it out."""
+    """Kept out of what torch.compile traces, as torch's are, but only once somebody has imported torch._dynamo."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+    def __enter__(self) -> Any:
+        kind: Any = type(self)
+        if "torch._dynamo" in sys.modules and not hasattr(kind.__torch_dispatch__, "__wrapped__"):
+            kind.__torch_dispatch__ = _disable_dynamo(kind.__torch_dispatch__)
+        return super().__enter__()
 
 
 def under_transform() -> bool:
