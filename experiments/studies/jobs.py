@@ -121,7 +121,10 @@ FULL = (
         (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "3.5e-5", "adamw",
          "1.1e-4", "ftp", "2e-4", "adamw", "2e-5", "ftp", "6e-5", "adamw", "1.1e-5", "ftp", "6e-3", "--epochs", "8",
          *THREE)),
-    Job("free-long-newspapers", "FTP around Prodigy on these", f"{_RATES}.free",
+    Job("long-imagenet", "the same on emoji, from ImageNet's weights", _RATES,
+        ("--anchor", "imagenet", *FLUENT, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw",
+         "1.1e-4", "adamw", "6e-4", "ftp", "2e-4", "adamw", "1.1e-3", "--epochs", "20", *THREE)),
+    Job("free-long-newspapers", "FTP around Prodigy on newspapers, with four times the steps", f"{_RATES}.free",
         (*NEWSPAPERS, "--methods", "ftp_prodigy", "--epochs", "8", *WITHIN)),
     *(
         Job(f"lp-ft-{name}", f"LP-FT over the learning rate: {about}", f"{_RATES}.radius",
@@ -131,6 +134,16 @@ FULL = (
             ("opinions-newspapers", "newspapers", ("2e-5",), *NEWSPAPERS),
             ("opinions-tweets", "tweets", (), "--anchor", "opinions", "--domain", "tweets", *OPINIONS),
             ("opinions-products", "product reviews", (), "--anchor", "opinions", "--domain", "products", *OPINIONS),
+        )
+    ),
+    *(
+        Job(f"head-{name}", f"AdamW with a faster head over the learning rate: {about}", f"{_RATES}.radius",
+            (*options, "--methods", "adamw_head", "--lrs", "6e-5", "2e-4", "3.5e-4"))
+        for name, about, *options in (
+            ("minilm", "tweets, from MiniLM as it comes", "--anchor", "minilm", *AIRLINES),
+            ("opinions-newspapers", "newspapers", *NEWSPAPERS),
+            ("opinions-tweets", "tweets", "--anchor", "opinions", "--domain", "tweets", *OPINIONS),
+            ("opinions-products", "product reviews", "--anchor", "opinions", "--domain", "products", *OPINIONS),
         )
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
