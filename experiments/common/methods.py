@@ -174,40 +174,6 @@ def _ftp(**fixed: Any) -> Make:
     return make
 
 
-def _ftp_at(rate: Callable[[float, Tensor, float], float], **fixed: Any) -> Make:
-    """FTP of which each radius moves at a rate that follows the learning rate, the weights and the radius itself."""
-
-    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
-        groups = [{"params": [named]} for named in model.named_parameters()]
-        free = free_parameters(model, options)
-        optimizer = hft.FTPAdamW(groups, lr=lr, weight_decay=options.weight_decay, exclude=free, **fixed)
-
-        def follow(*_: object) -> None:
-            for group in optimizer.param_groups:
-                (weight,) = group["params"]
-                radius = float(optimizer.state.get(weight, {}).get("radius", 0.0))
-                group["radius_lr"] = rate(group["lr"], weight, radius)
-
-        optimizer.register_step_pre_hook(follow)
-        return optimizer
-
-    return make
-
-
-def _step_length(lr: float, weight: Tensor) -> float:
-    """What AdamW can move a row in a step: its width times the learning rate."""
-    return lr * (weight.numel() // (len(weight) if weight.ndim > 1 else 1))
-
-
-def _ftp_share(share: float) -> Make:
-    return _ftp_at(lambda lr, w, _: share * _step_length(lr, w), gradient="exact")
-
-
-def _ftp_log(eta: float) -> Make:
-    """A share of the radius itself, and at least of a step: below a new head of zeros the first step has no length."""
-    return _ftp_at(lambda lr, w, radius: eta * max(radius, _step_length(lr, w)), radius_start=1e9)
-
-
 def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: float | bool) -> Callable[[float], Make]:
     """A class of the anchored family around AdamW, by its strength, which the class calls `name`."""
 
@@ -363,18 +329,6 @@ METHODS: Mapping[str, Method] = {
     "ftp_exact": Method("FTPAdamW exact", "ftp by the true hypergradient of its radii", _ftp(gradient="exact")),
     "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with kappa 0: a hypergradient shrinks no radius", _ftp(kappa=0.0)),
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),
-    "ftp_share": Method(
-        "FTPAdamW exact, share",
-        "ftp_exact whose radii move by such a share of width x lr a step",
-        strong=_ftp_share,
-        strengths=(0.2,),
-    ),
-    "ftp_log": Method(
-        "FTPAdamW, log radius",
-        "ftp whose radii move in their logarithm, from the length of a step",
-        strong=_ftp_log,
-        strengths=(0.1, 0.03),
-    ),
     "ftp_radius": Method(
         "FTPAdamW, radius_lr",
         "ftp whose radii move at such a rate",

@@ -199,42 +199,6 @@ def test_maps_is_spd_whose_strength_falls_to_zero_at_the_last_layer(anchor):
         assert found == {"first": first, "second": first / 2, "body": 0.0, "fc": head}
 
 
-def test_a_share_of_width_and_rate_is_followed_through_a_schedule():
-    model = Deep()
-    opt = METHODS["ftp_share"].make(None)(model, Config(), 0.5)
-    schedule = torch.optim.lr_scheduler.StepLR(opt, step_size=1, gamma=0.1)
-    for lr in (0.5, 0.05):
-        model.zero_grad()
-        sum(p.square().sum() for p in model.parameters()).backward()
-        opt.step()
-        for group in opt.param_groups:
-            widths = {p.numel() // (p.shape[0] if p.ndim > 1 else 1) for p in group["params"]}
-            assert [group["radius_lr"]] == pytest.approx([0.2 * width * lr for width in widths])
-            assert group["gradient"] == "exact"
-        schedule.step()
-
-
-def test_radii_that_move_in_their_logarithm_start_with_the_first_step():
-    """Which AdamW makes of lr x width a row; afterwards of 0.1 of themselves a step, at most."""
-    torch.manual_seed(0)
-    model, before = Deep(), {}
-    anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
-    opt = METHODS["ftp_log"].make(None)(model, Config(weight_decay=0.0), 0.5)
-    for step in range(4):
-        model.zero_grad()
-        sum((p - 9).square().sum() for p in model.parameters()).backward()
-        opt.step()
-        for name, p in model.named_parameters():
-            radius, moved = opt.state[p]["radius"], (p.detach() - anchor[name]).abs()
-            rows = moved.flatten(1).sum(1) if p.ndim > 1 else moved.sum()
-            torch.testing.assert_close(rows.max(), radius)
-            if not step:
-                torch.testing.assert_close(moved, torch.full_like(moved, 0.5))
-            else:
-                assert 1 < radius / before[name] < 1.1 + 1e-6
-            before[name] = radius.clone()
-
-
 def test_a_faster_head_has_ten_times_the_rate():
     model = Deep()
     opt = METHODS["adamw_head"].make(None)(model, Config(weight_decay=0.0), 0.5)

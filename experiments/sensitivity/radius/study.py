@@ -17,8 +17,6 @@ from experiments.sensitivity.task import Splits
 
 HEADINGS = {
     "ftp_radius": "FTP by the rate of its radii",
-    "ftp_log": "FTP by the rate of its radii's logarithms",
-    "ftp_share": "FTP by the rate of its radii, as a share of AdamW's",
     "lp_ft": "LP-FT by its learning rate",
     "adamw_head": "AdamW with a faster head, by the learning rate",
 }
