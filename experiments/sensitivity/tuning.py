@@ -39,8 +39,9 @@ KINDS = {"pictures": ("emoji", "solar cells"), "texts": ("airline tweets", "opin
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "drawn": ("drawn-radius",),
     "long-newspapers": ("free-long-newspapers",),
+    "long-imagenet": (),
     "sensitivity-opinions": (),
-    **{f"sensitivity-{name}": (f"lp-ft-{name}",) for name in ("minilm", *SOURCES["opinions"][1:])},
+    **{f"sensitivity-{name}": (f"lp-ft-{name}", f"head-{name}") for name in ("minilm", *SOURCES["opinions"][1:])},
 }
 WHICH = ("id", "ood")
 Gain = tuple[float, float]  # FTP minus AdamW, ID and OOD

@@ -138,12 +138,12 @@ FULL = (
     ),
     *(
         Job(f"head-{name}", f"AdamW with a faster head over the learning rate: {about}", f"{_RATES}.radius",
-            (*options, "--methods", "adamw_head", "--lrs", "6e-5", "2e-4", "3.5e-4"))
-        for name, about, *options in (
-            ("minilm", "tweets, from MiniLM as it comes", "--anchor", "minilm", *AIRLINES),
-            ("opinions-newspapers", "newspapers", *NEWSPAPERS),
-            ("opinions-tweets", "tweets", "--anchor", "opinions", "--domain", "tweets", *OPINIONS),
-            ("opinions-products", "product reviews", "--anchor", "opinions", "--domain", "products", *OPINIONS),
+            (*options, "--methods", "adamw_head", "--lrs", *lower, "6e-5", "2e-4", "3.5e-4"))
+        for name, about, lower, *options in (
+            ("minilm", "tweets, from MiniLM as it comes", (), "--anchor", "minilm", *AIRLINES),
+            ("opinions-newspapers", "newspapers", ("2e-5",), *NEWSPAPERS),
+            ("opinions-tweets", "tweets", (), "--anchor", "opinions", "--domain", "tweets", *OPINIONS),
+            ("opinions-products", "product reviews", (), "--anchor", "opinions", "--domain", "products", *OPINIONS),
         )
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
