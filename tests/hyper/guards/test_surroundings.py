@@ -109,7 +109,7 @@ def test_what_was_seen_is_remembered_where_calls_take_turns(looks: list[str]):
     looks.clear()
     turns()
     assert looks == []
-    for number in range(257):  # not all, for ever
+    for number in range(300):  # not all, for ever
         slope(lambda p, x, c=number: squares(p, x), opt, VECTORS[1:2])
     looks.clear()
     turns()
