@@ -32,10 +32,10 @@ test-device: $(VENV)/.demo $(VENV)/.test
 test-compiled: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 -q tests/compiled
 
-# Those of timm run in make test too.
+# Those of timm run in make test too. README's first example is of transformers, with MiniLM's weights.
 test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations
 	OMP_NUM_THREADS=$(THREADS) HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/integrations \
-		hyperopt_ftp/integrations
+		hyperopt_ftp/integrations 'tests/test_docs.py::test_code_blocks_run_and_print_what_the_page_shows[README.md-0]'
 
 study-fast: $(VENV)/.language $(VENV)/.cells
 	$(RUN) -m experiments.studies --fast

