@@ -250,9 +250,9 @@ def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> N
 def _refuse_again(grads: Any) -> None:
     """In place of torch's error, in a backward pass that would go where one has been."""
     raise RuntimeError(
-        "this backward pass goes on into an earlier training, through which one has gone already: begin the next "
-        "training at run.detached(); for a loss at each step, add the losses and call backward() once; or call the "
-        "earlier one with retain_graph=True"
+        "this backward pass goes on into what made the params or the state of this training (an earlier training, or a "
+        "computation of yours), through which one has gone already: begin the next training at run.detached(); for a "
+        "loss at each step, add the losses and call backward() once; or call the earlier one with retain_graph=True"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..hparams import is_wrapped
 from ..tree import working
 
 Weights: TypeAlias = Mapping[str, Tensor]
+Found = TypeVar("Found", list[str], dict[str, Tensor])
 
 #: LoRA's two factors, by the names of peft and loralib, torchtune, diffusers. A weight gets their product, B A.
 _FACTOR = re.compile(r"(?:\b|_)lora(?:_embedding)?[_.](A|a|down|B|b|up)\b")
@@ -78,18 +79,19 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
     return found
 
 
+def tied(weights: Weights) -> dict[str, str]:
+    """Further names of a tensor, and its first one: of tied weights."""
+    if torch.compiler.is_compiling():
+        return {}
+    plain = {n: w for n, w in weights.items() if type(w) in (Tensor, torch.nn.Parameter) and not is_wrapped(w)}
+    first: dict[Any, str] = {}
+    names = {n: first.setdefault((w.data_ptr(), w.shape, w.stride()), n) for n, w in plain.items() if w.numel()}
+    return {name: other for name, other in names.items() if name != other}
+
+
 def check_tied(weights: Weights, shares: Mapping[str, Any]) -> None:
     """``ValueError`` for one tensor under two names with two shares of the anchor: a module loads the last one."""
-    first: dict[Any, str] = {}
-    for name, w in weights.items():
-        if (
-            type(w) not in (Tensor, torch.nn.Parameter)
-            or is_wrapped(w)
-            or torch.compiler.is_compiling()
-            or not w.numel()
-        ):
-            continue
-        other = first.setdefault((w.data_ptr(), w.shape, w.stride()), name)
+    for name, other in tied(weights).items():
         a, b = shares.get(other, 0.0), shares.get(name, 0.0)
         if a is not b and not any(isinstance(x, Tensor) and is_wrapped(x) for x in (a, b)) and bool(a != b):
             raise ValueError(
@@ -128,6 +130,13 @@ def ends(weights: Weights, anchor: Weights | str) -> dict[str, Tensor]:
             raise not_zero(a)
         del found[a]
         found[b] = torch.zeros_like(found[b])
+    return found
+
+
+def some(found: Found) -> Found:
+    """What is mixed; ``ValueError`` if it is nothing."""
+    if not found:
+        raise ValueError("anchor has no floating-point tensor, so nothing would be mixed: give a state_dict()")
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
-from .entries import Weights, check_tied, copied, ends, lerped
+from .entries import Weights, check_tied, copied, ends, lerped, some
 
 _SCALE = Domain(0.0, float("inf"), open_high=True)
 
@@ -48,7 +48,7 @@ def lines(
     """
     check_number("alpha", alpha, _SCALE)
     check_number("beta", beta, _SCALE)
-    far = ends(weights, anchor)
+    far = some(ends(weights, anchor))
     # Layers without an adapter count too, but not a head without an anchor.
     names = far if isinstance(anchor, Mapping) else weights
     scales = {**dict.fromkeys(far, alpha), **by_depth(list(names), layers, alpha, alpha + beta)}

@@ -9,7 +9,7 @@ from ..calls import explained
 from ..hparams import Domain, check_number
 from ..tree import working
 from ..types import Number
-from .entries import Weights, shared
+from .entries import Weights, shared, some
 
 _SHARE = Domain(0.0, 1.0, open_high=True)
 
@@ -52,7 +52,7 @@ def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tens
     check_number("p", p, _SHARE)
     if isinstance(p, Tensor) and p.requires_grad:
         raise ValueError("p must not require grad, since the draws depend on it; pass p.detach(), or try several")
-    names = {name for name in shared(weights, anchor) if weights[name].ndim > 1}
+    names = {name for name in some(shared(weights, anchor)) if weights[name].ndim > 1}
     return {name: _drawn(w, anchor[name], p) if name in names else w for name, w in weights.items()}
 
 

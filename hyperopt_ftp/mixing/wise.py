@@ -14,7 +14,7 @@ from ..hyper.hypergradient import value_and_grad
 from ..hyper.loops.held_out import fit_numbers, zero_loss
 from ..tree import working
 from ..types import Number, Optimizer
-from .entries import Weights, check_tied, copied, detached, ends, lerped
+from .entries import Weights, check_tied, copied, detached, ends, lerped, some, tied
 
 _SHARE = Domain(0.0, 1.0)
 
@@ -41,9 +41,10 @@ def wise(
 
     Raises:
         TypeError: something that is not a dict; pass ``module.state_dict()``.
-        ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
-            ``weights``, has another shape, or is complex and not the same; tied weights with two strengths; LoRA's
-            factors with an anchor whose product is not 0; parts of adapters that are no product of two (DoRA, LoHa).
+        ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor without floating-point
+            tensors, or with an entry that is not in ``weights``, has another shape, or is complex and not the same;
+            tied weights with two strengths; LoRA's factors with an anchor whose product is not 0; parts of adapters
+            that are no product of two (DoRA, LoHa).
 
     >>> import torch, hyperopt_ftp as hft
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
@@ -51,7 +52,7 @@ def wise(
     >>> hft.wise({"q.lora_A": torch.ones(1, 2), "q.lora_B": torch.ones(1, 1)}, "zero", strength=0.25)
     {'q.lora_A': tensor([[1., 1.]]), 'q.lora_B': tensor([[0.7500]])}
     """
-    far = ends(weights, anchor)
+    far = some(ends(weights, anchor))
     shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(far, strength)
     unknown = sorted(shares.keys() - far.keys())
     if unknown:
@@ -75,7 +76,7 @@ def learned_wise(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """WiSE-FT with a share for each tensor, learned on held-out batches after fine-tuning.
 
-    Weights and anchor are fixed. For each batch, Adam moves all shares ``s``::
+    Weights and anchor are fixed; tied weights have one share. For each batch, Adam moves all shares ``s``::
 
         s <- clamp(s - strength_lr * AdamDirection(d outer_loss((1 - s) W + s W0) / d s), 0, 1)
 
@@ -105,21 +106,24 @@ def learned_wise(
     >>> round(shares["w"].item(), 2), round(new["w"].item(), 1)
     (0.75, 1.5)
     """
-    far = detached(ends(weights, anchor))
+    far = detached(some(ends(weights, anchor)))
     check_number("strength", strength, _SHARE)
     check_number("strength_lr", strength_lr, DOMAINS["lr"])
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
     weights = detached(weights)
-    own = {name: weights[name] for name in far if name not in statistics}
+    check_tied(weights, dict.fromkeys(far, 1.0))  # both of two are mixed, or none
+    same = {name: other for name, other in tied(weights).items() if name in far}
+    own = {name: weights[name] for name in far if name not in statistics and name not in same}
     shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in own.items()}
     mixing = _mixing(far, shares)
-    following = {name: _like(name, list(own)) for name in far if name in statistics and own}
+    following = {name: _like(name, list(own)) for name in far if name in statistics and own and name not in same}
 
     def whole(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         means = {name: torch.stack([shares[other] for other in others]).mean() for name, others in following.items()}
-        return {**shares, **means}
+        found = {**shares, **means}
+        return found | {name: found[other] for name, other in same.items() if other in found}
 
     def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: lerped(w, far[name], shares[name]) if name in shares else w for name, w in weights.items()}
@@ -128,7 +132,10 @@ def learned_wise(
         if not own:
             return {}, None
         rest = mixed({name: share for name, share in whole(shares).items() if name in following})
-        outer = lambda p: outer_loss({**rest, **p}, batch)  # noqa: E731
+
+        def outer(p: dict[str, Tensor]) -> Tensor:
+            return outer_loss({**rest, **p, **{name: p[other] for name, other in same.items() if other in p}}, batch)
+
         _, grads, _ = value_and_grad(mixing, zero_loss, outer, own, [None], "strength", {"strength": shares})
         return grads["strength"], None
 

@@ -527,8 +527,15 @@ def test_a_forgotten_detach_is_named(strategy, opt, left):
             return
         given = {"params": first.detached().params, "state": first.state}
     again = run(lr, strategy, opt, layered, **given)
-    with pytest.raises(RuntimeError, match=r"goes on into an earlier training, .* training at run.detached\(\)"):
+    with pytest.raises(RuntimeError, match=r"goes on into what made the params .* training at run.detached\(\)"):
         layered(again.params, X).backward()
+
+
+def test_params_that_the_caller_computed_once_for_two_trainings_are_named():
+    made = W * leaf(2.0).exp()
+    loss(run(leaf(0.1), params=made).params, X).backward()
+    with pytest.raises(RuntimeError, match=r"what made the params .*, or a computation of yours\), through which one"):
+        loss(run(leaf(0.1), params=made).params, X).backward()
 
 
 def test_a_graph_that_is_kept_or_not_gone_through_has_no_hint():

@@ -201,6 +201,31 @@ def test_tied_weights_are_mixed_alike_under_both_names():
             mix()
 
 
+def test_tied_weights_learn_one_share_by_the_derivative_of_both_places():
+    """As one tensor that the loss reads twice."""
+    w, w0 = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])
+    read = lambda a, b, x: ((a - x) ** 2 + (b - 2 * x).abs() * a).sum()  # noqa: E731
+    batches = [torch.tensor(x) for x in (1.5, 0.3, 2.0)] * 10
+    twice = hft.learned_wise(
+        {"a": w, "b": w}, {"a": w0, "b": w0.clone()}, lambda p, x: read(p["a"], p["b"], x), batches, strength_lr=0.1
+    )
+    once = hft.learned_wise({"a": w}, {"a": w0}, lambda p, x: read(p["a"], p["a"], x), batches, strength_lr=0.1)
+    for alone, both in zip(once, twice, strict=True):
+        assert both.keys() == {"a", "b"}
+        assert torch.equal(both["a"], both["b"])
+        assert torch.equal(both["a"], alone["a"])
+    assert 0.01 < once[1]["a"] < 0.99
+    with pytest.raises(ValueError, match=r"'a' and 'b' are one tensor \(tied weights\)"):
+        hft.learned_wise({"a": w, "b": w}, {"a": w0}, lambda p, x: p["a"].sum(), batches, strength=0.0)
+
+
+@pytest.mark.parametrize("anchor", [{}, {"steps": torch.tensor(3)}])
+@pytest.mark.parametrize("mix", [hft.wise, hft.mixout, lambda w, w0: hft.lines(w, w0, ["w"])])
+def test_an_anchor_of_which_nothing_is_mixed_is_refused(mix, anchor):
+    with pytest.raises(ValueError, match="anchor has no floating-point tensor, so nothing would be mixed"):
+        mix({"w": torch.ones(2), "steps": torch.tensor(5)}, anchor)
+
+
 @pytest.mark.parametrize("mix", [hft.wise, hft.mixout, lambda w, w0: hft.model_stock([w, w], w0)[0]])
 def test_complex_entries_are_mixed_as_pairs_of_real_ones_and_not_left_out(mix):
     w, w0 = ({"w": x * torch.ones(2, 2, dtype=torch.complex128), "b": torch.ones(2)} for x in (2j, 1.0))
