@@ -170,7 +170,7 @@ def table(content: dict) -> Table:
     scores, summary = scores_of(content), content["summary"]
     header, rows = ["method", "best rate", "ID / OOD"], []
     for which in ("ID", "OOD"):
-        header += [f"minus AdamW, {which}", "by groups", "ahead"]
+        header += [f"minus AdamW, {which}", "by groups", "above"]
     header.append("equal grids, ID / OOD")
     for method, own in summary.items():
         name = next(name for name in scores if name.partition(" ")[0] == method)
@@ -188,7 +188,7 @@ def table(content: dict) -> Table:
         row.append(" / ".join(fixed(interval(own["equal"][which]), signed=True) for which in ("id", "ood")))
         of_use = good(scores, name, summary)
         rows.append([*row, span(of_use) if of_use else "none"])
-    return [*header, "good rates"], rows
+    return [*header, "within 5 points"], rows
 
 
 def by_test(content: dict) -> Table:

@@ -139,8 +139,8 @@ def test_what_is_said_of_the_methods(content):
     assert widest(summary, "ftp", "id") == (-5, pytest.approx(12.706 * 5, rel=1e-4))
     header, rows = table(content)
     assert header == [
-        "method", "best rate", "ID / OOD", "minus AdamW, ID", "by groups", "ahead", "minus AdamW, OOD", "by groups",
-        "ahead", "equal grids, ID / OOD", "good rates",
+        "method", "best rate", "ID / OOD", "minus AdamW, ID", "by groups", "above", "minus AdamW, OOD", "by groups",
+        "above", "equal grids, ID / OOD", "within 5 points",
     ]  # fmt: skip
     by_method = {row[0]: row[1:] for row in rows}
     same = "+0.0 ± 0.0"
