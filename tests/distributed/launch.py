@@ -49,6 +49,13 @@ def gathered(mine: Any) -> list[Any]:
     return everywhere
 
 
+def from_one(compute: Callable[[], Any]) -> Any:
+    """What process 0 computes, in each: what all would find alike is computed once."""
+    told = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
 def torchrun(module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str) -> str:
     """What processes of a module have printed, started as a user starts them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
