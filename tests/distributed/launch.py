@@ -56,10 +56,13 @@ def from_one(compute: Callable[[], Any]) -> Any:
     return told[0]
 
 
-def torchrun(module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str) -> str:
-    """What processes of a module have printed, started as a user starts them."""
+def torchrun(
+    module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str, path: Sequence[Path] = ()
+) -> str:
+    """What processes of a module have printed, started as a user starts them, with ``path`` before other modules."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     # By SIGTERM: torchrun then ends its processes.
     done = run([*command, *options, "-m", module, *arguments], by=signal.SIGTERM, cwd=folder, env=environment)
     # First what the processes wrote, last what torchrun makes of it.
