@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,17 @@ def test_an_example_prints_its_table(example, capsys):
 
 
 def test_seven_billion_weights_on_paper(capsys, monkeypatch):
-    """One of its rows; and all of it grows with each layer alike."""
+    """One of its rows; and three layers of an eighth of the width take what one and two of them tell."""
     name = "Unroll, sqrt"
-    strategy, over = estimate_7b.CASES[name]
-    monkeypatch.setattr(estimate_7b, "CASES", {name: (strategy, over)})
-    monkeypatch.setattr(estimate_7b, "estimate", cache(estimate_7b.estimate))
+    monkeypatch.setattr(estimate_7b, "CASES", {name: estimate_7b.CASES[name]})
     estimate_7b.main()
     first, _, row = capsys.readouterr().out.splitlines()
     assert first == "6.74 billion weights: 13 GB, and 54 GB of moments"
     assert row in (ROOT / "docs" / "concepts" / "cost.md").read_text().splitlines()
-    one, two, three = (estimate_7b.estimate(n, strategy, over) for n in (1, 2, 3))
-    assert three.memory - two.memory == two.memory - one.memory
+    for size, value in {"LAYERS": 3, "WIDTH": 512, "HIDDEN": 1376, "VOCABULARY": 4000}.items():
+        monkeypatch.setattr(estimate_7b, size, value)
+    told = estimate_7b.at_all_layers(*estimate_7b.CASES[name])
+    assert told.memory == estimate_7b.estimate(3, *estimate_7b.CASES[name]).memory
 
 
 def test_watching_leaves_its_figures(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from hyperopt_ftp.hyper.core.memory import bytes_of
 from hyperopt_ftp.hyper.distributed.collectives import Team, Total
 from hyperopt_ftp.hyper.unrolling import eager
 
-from .launch import gathered, on
+from .launch import from_one, gathered, on
 
 EXAMPLES, STEPS = 12, 5
 #: Where the shards of 12 examples begin, for up to four processes.
@@ -122,6 +124,15 @@ def hypergradient(
     )
 
 
+def leaves(values: Any) -> list[Tensor]:
+    return [x.detach() for x in tree.leaves(values)]
+
+
+def alone(strategy: Any, **options: Any) -> list[Tensor]:
+    """What one process finds, on whole batches."""
+    return leaves(hypergradient(strategy, True, **options))
+
+
 def differences(found: Any, expected: Any) -> Tensor:
     """The largest difference of each two tensors, in terms of the largest entry."""
     pairs = [
@@ -145,24 +156,36 @@ ROUNDINGS = 16
 Jolt = Callable[[Tensor], Tensor]
 
 
-def assert_within_rounding(found: Any, compute: Callable[[Jolt], Any], dtype: torch.dtype, draws: int = 16) -> None:
-    """At most ``ROUNDINGS`` units off what ``compute`` gives in float64, where tensors are worst.
+def with_rounding(compute: Callable[[Jolt], Any], dtype: torch.dtype, draws: int = 16) -> tuple[list[Tensor], Tensor]:
+    """What ``compute`` gives in float64, and a unit for each tensor, in terms of its largest entry.
 
     A unit is the unit roundoff of the dtype times the condition of a tensor: how much its value moves for each unit by
     which all numbers that go in move, up or down. ``compute`` has to put each of them through its argument. It is the
     largest of some draws, and at least 1, since the tensor itself is rounded. In float64 for the smaller dtypes; for
-    float64 in float32, so that it tells also of terms inside that cancel, as in Adam's 1 - beta_2^t.
+    float64 in float32, so that it tells also of terms inside that cancel, as in Adam's 1 - beta_2^t. The processes
+    share the draws.
     """
-    exact, generator = compute(lambda x: x), torch.Generator().manual_seed(6)
+    exact = from_one(lambda: leaves(compute(lambda x: x)))
     little, used = (1e-7, torch.float64) if dtype != torch.float64 else (2**-24, torch.float32)
 
-    def jolt(x: Tensor) -> Tensor:
-        signs = torch.randint(2, x.shape, generator=generator) * 2 - 1
-        return (x * (1 + little * signs)).to(used) if x.is_floating_point() else x
+    def moved(draw: int) -> Tensor:
+        generator = torch.Generator().manual_seed(draw)
 
-    moved = [differences(compute(jolt), exact) for _ in range(draws)]
-    conditions = (torch.stack(moved).amax(0) / little).clamp(min=1)
-    units = (differences(found, exact) / conditions).amax().item() / (torch.finfo(dtype).eps / 2)
+        def jolt(x: Tensor) -> Tensor:
+            signs = torch.randint(2, x.shape, generator=generator) * 2 - 1
+            return (x * (1 + little * signs)).to(used) if x.is_floating_point() else x
+
+        return differences(compute(jolt), exact)
+
+    mine = [moved(draw) for draw in range(dist.get_rank(), draws, dist.get_world_size())]
+    most = torch.stack([row for rows in gathered(mine) for row in rows]).amax(0)
+    conditions = (most / little).clamp(min=1)
+    return exact, conditions * torch.finfo(dtype).eps / 2
+
+
+def assert_within(found: Any, exact: list[Tensor], unit: Tensor) -> None:
+    """At most ``ROUNDINGS`` units off; both as of :func:`with_rounding`."""
+    units = (differences(found, exact) / unit).amax().item()
     assert units <= ROUNDINGS, f"off by {units:.3g} units, allowed are {ROUNDINGS}"
 
 
@@ -194,15 +217,18 @@ def strategies(folder: Path) -> None:
     torch.manual_seed(dist.get_rank())
     warnings.filterwarnings("ignore", "Implicit: training has not converged|Implicit, solver|the hypergradient of")
     few = ("all graphs", "every point", "forward", "implicit")  # four processes take long on two cores
-    for name, strategy in STRATEGIES.items():
-        if dist.get_world_size() > 2 and name not in few:
+    for (name, strategy), place in product(STRATEGIES.items(), (plain, sharded)):
+        if dist.get_world_size() > 2 and (name not in few or place is sharded):
             continue
-        shards = [(UNEVEN, plain), (UNEVEN, sharded)] + [(WITH_AN_EMPTY_ONE, plain)] * (name in few)
-        over = ("lr", "betas.0") if name == "forward by ones" else OVER  # one training for each number
-        expected = hypergradient(strategy, True, over=over)
-        for cuts, place in shards:
-            if place is sharded and (dist.get_world_size() > 2 or isinstance(strategy, hft.Implicit)):
-                continue
+        if place is sharded and isinstance(strategy, hft.Implicit):
+            continue
+        over = OVER
+        if isinstance(strategy, hft.Forward):  # one training for each number: with sharded params few
+            over = ("lr", "betas.0", "loss.l2", "params.bias") if place is sharded else OVER
+        if name == "forward by ones":
+            over = ("lr", "betas.0")
+        expected = from_one(partial(alone, strategy, over=over))
+        for cuts in (UNEVEN, WITH_AN_EMPTY_ONE) if name in few and place is plain else (UNEVEN,):
             found = hypergradient(strategy, False, cuts, over=over, place=place)
             off = apart(found, expected)
             assert off <= 1e-12, f"{name}, shards at {cuts}, {place.__name__} params: off by {off}"
@@ -223,19 +249,17 @@ def zero_order(folder: Path) -> None:
     )  # fmt: skip
     assert_the_same_everywhere(torch.autograd.grad(whole(run.params, shard(batch(99))), lr))
     for over, place in ((OVER, plain), (("lr", "loss"), sharded)):
-        strategies = (hft.ZeroOrder(3, sigma=0.1, generator=torch.Generator().manual_seed(5)) for _ in range(2))
-        expected, found = (
-            hypergradient(next(strategies), whole, over=over, place=plain if whole else place)
-            for whole in (True, False)
-        )
-        assert apart(found, expected) <= 1e-12
+        strategies = [hft.ZeroOrder(3, sigma=0.1, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+        expected = from_one(partial(alone, strategies[0], over=over))
+        assert apart(hypergradient(strategies[1], False, over=over, place=place), expected) <= 1e-12
 
 
 @on("2 processes", "4 processes")
 def in_float32(folder: Path) -> None:
+    expected = with_rounding(lambda j: hypergradient(hft.Unroll(), True, jolt=j), torch.float32)
     for strategy in (hft.Unroll(), hft.Unroll(checkpoint="sqrt"), hft.Forward()):
         found = hypergradient(strategy, False, dtype=torch.float32)
-        assert_within_rounding(found, lambda j: hypergradient(hft.Unroll(), True, jolt=j), torch.float32)
+        assert_within(found, *expected)
         assert_the_same_everywhere(found)
 
 
@@ -244,7 +268,7 @@ def in_bfloat16(folder: Path) -> None:
     """Of plain SGD, whose condition is small enough for 8 bits to say something."""
     found = hypergradient(hft.Unroll(), False, dtype=torch.bfloat16, **SLOW)
     assert found[1]["params"]["in"].dtype == torch.bfloat16
-    assert_within_rounding(found, lambda j: hypergradient(hft.Unroll(), True, jolt=j, **SLOW), torch.bfloat16)
+    assert_within(found, *with_rounding(lambda j: hypergradient(hft.Unroll(), True, jolt=j, **SLOW), torch.bfloat16))
     assert_the_same_everywhere(found)
 
 
@@ -430,7 +454,7 @@ def decisions_are_agreed_on(folder: Path) -> None:
     finally:
         eager.SMALL = before
     assert all(other == names for other in gathered(names))
-    assert apart(found, [hypergradient(hft.Unroll(), True)] * 2) <= 1e-12
+    assert apart(found, from_one(partial(alone, hft.Unroll())) * 2) <= 1e-12
 
 
 @on("2 processes")
@@ -545,9 +569,10 @@ def compared(records: list[Any]) -> list[Any]:
 @on("2 processes", "4 processes")
 def tuning(folder: Path) -> None:
     for by, place in ((hft.adam(lr=0.05), sharded), (torch.optim.Adam, plain)):
-        found, expected = rounds(False, 3, by=by, place=place), rounds(True, 3, by=by)
-        assert apart(compared(found), compared(expected)) <= 1e-12
-        assert_the_same_everywhere(compared(found))
+        found = compared(rounds(False, 3, by=by, place=place))
+        expected = from_one(lambda by=by: leaves(compared(rounds(True, 3, by=by))))
+        assert apart(found, expected) <= 1e-12
+        assert_the_same_everywhere(found)
 
 
 @on("2 processes")

@@ -49,10 +49,20 @@ def gathered(mine: Any) -> list[Any]:
     return everywhere
 
 
-def torchrun(module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str) -> str:
-    """What processes of a module have printed, started as a user starts them."""
+def from_one(compute: Callable[[], Any]) -> Any:
+    """What process 0 computes, in each: what all would find alike is computed once."""
+    told = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
+def torchrun(
+    module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str, path: Sequence[Path] = ()
+) -> str:
+    """What processes of a module have printed, started as a user starts them, with ``path`` before other modules."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     # By SIGTERM: torchrun then ends its processes.
     done = run([*command, *options, "-m", module, *arguments], by=signal.SIGTERM, cwd=folder, env=environment)
     # First what the processes wrote, last what torchrun makes of it.

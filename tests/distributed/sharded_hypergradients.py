@@ -27,7 +27,7 @@ from .hypergradients import (
     Jolt,
     apart,
     assert_the_same_everywhere,
-    assert_within_rounding,
+    assert_within,
     batch,
     drawn,
     held_out,
@@ -36,6 +36,7 @@ from .hypergradients import (
     plain,
     shard,
     sharded,
+    with_rounding,
 )
 from .launch import on
 
@@ -127,7 +128,7 @@ def optimizers(folder: Path) -> None:
                 return hft.hypergradient(opt, loss, lambda p: loss(p, first), place(p), [first, *more], hparams=hparams)
 
             found = hypergradient(whole, sharded)
-            assert_within_rounding(found, partial(hypergradient, to_a_point, plain), torch.float64, draws=4)
+            assert_within(found, *with_rounding(partial(hypergradient, to_a_point, plain), torch.float64, draws=4))
             assert_the_same_everywhere(found)
             for x in tree.leaves(found[2]):
                 assert not isinstance(x, DTensor) or not any(p.is_partial() for p in x.placements), case.name

@@ -176,6 +176,14 @@ def step(
         assert all(g is None or torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
 
 
+def begun(row: Row, names: bool = False, steps: int = 3, **options: Any) -> tuple[list[Any], Any]:
+    """Parameters and their optimizer after some steps."""
+    params = parameters()
+    opt = row.build(named(params) if names else params, **options)
+    step(params, opt, range(steps))
+    return params, opt
+
+
 def through_a_file(content: Any) -> Any:
     """As a program that starts anew reads it, without code."""
     file = io.BytesIO()

@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from ..support.compare import equal, kept, same
-from ..support.contract import Row, again, one_base, parameters, step
+from ..support.contract import Row, again, begun, one_base
 
 
 @one_base
 def test_hooks_of_a_step_see_the_weights_and_may_replace_its_arguments_or_stop_it(row: Row):
-    params = parameters()
-    opt = row.build(params)
-    step(params, opt, [0])
+    params, opt = begun(row, steps=1)
     before, seen = kept(params), []
     handles = [
         opt.register_step_pre_hook(lambda o, *given: seen.append(("pre", o is opt, *given, kept(params)))),
@@ -47,9 +45,7 @@ def test_hooks_of_a_step_see_the_weights_and_may_replace_its_arguments_or_stop_i
 
 @one_base
 def test_hooks_of_a_state_dict_in_their_order(row: Row):
-    params = parameters()
-    opt = row.build(params)
-    step(params, opt, range(2))
+    _, opt = begun(row, steps=2)
     plain = opt.state_dict()
     order: list[str] = []
     opt.register_state_dict_pre_hook(lambda o: order.append("second"))
@@ -65,9 +61,7 @@ def test_hooks_of_a_state_dict_in_their_order(row: Row):
 @one_base
 def test_hooks_of_loading_in_their_order(row: Row):
     """A hook may give another dict, which is what is loaded and checked; the one that was given stays as it was."""
-    params = parameters()
-    opt = row.build(params)
-    step(params, opt, range(2))
+    params, opt = begun(row, steps=2)
     saved = copy.deepcopy(opt.state_dict())
     given = copy.deepcopy(saved)
     order: list[Any] = []
@@ -94,9 +88,7 @@ def test_hooks_of_loading_in_their_order(row: Row):
 
 @one_base
 def test_what_a_hook_makes_of_a_checkpoint_is_checked_and_an_error_changes_nothing(row: Row):
-    params = parameters()
-    opt = row.build(params)
-    step(params, opt, range(2))
+    _, opt = begun(row, steps=2)
     saved = copy.deepcopy(opt.state_dict())
     key = "anchor"
 

@@ -19,21 +19,14 @@ from ..support.contract import (
     Options,
     Row,
     again,
+    begun,
     every_input,
     every_row,
-    named,
     one_base,
     parameters,
     step,
     through_a_file,
 )
-
-
-def begun(row: Row, names: bool = False, steps: int = 3, **options: Any) -> tuple[list[Any], Any]:
-    params = parameters()
-    opt = row.build(named(params) if names else params, **options)
-    step(params, opt, range(steps))
-    return params, opt
 
 
 @every_input
