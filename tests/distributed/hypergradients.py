@@ -222,11 +222,7 @@ def strategies(folder: Path) -> None:
             continue
         if place is sharded and isinstance(strategy, hft.Implicit):
             continue
-        over = OVER
-        if isinstance(strategy, hft.Forward):  # one training for each number: with sharded params few
-            over = ("lr", "betas.0", "loss.l2", "params.bias") if place is sharded else OVER
-        if name == "forward by ones":
-            over = ("lr", "betas.0")
+        over = ("lr", "betas.0") if name == "forward by ones" else OVER  # one training for each number
         expected = from_one(partial(alone, strategy, over=over))
         for cuts in (UNEVEN, WITH_AN_EMPTY_ONE) if name in few and place is plain else (UNEVEN,):
             found = hypergradient(strategy, False, cuts, over=over, place=place)
