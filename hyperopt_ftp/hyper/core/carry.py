@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -21,7 +21,6 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _WIDE = (torch.float32, torch.float64)
 
-Guard: TypeAlias = Callable[[Any], Any]
 #: Tensors that a gradient is taken in, and what else goes from step to step.
 Point: TypeAlias = tuple[list[Tensor], Any]
 
@@ -150,21 +149,20 @@ def _is_known(step: Any) -> bool:
 
 
 def carry_of(
-    optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, guard: Guard, steps: int
+    optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, update: UpdateFn[Any], steps: int
 ) -> Trees | Entrywise:
     """
     Args:
         state: ``None`` at the beginning.
-        guard: put around an update that is not the package's own.
+        update: the optimizer's, with its guards.
         steps: to come.
     """
     rule = entry_rule(optimizer.update)
-    ours = rule is not None and rule.ours
-    if rule is not None and ours and _fits(rule, params, state, optimizer.init):
+    if rule is not None and rule.ours and _fits(rule, params, state, optimizer.init):
         return Entrywise(rule, params, state, hparams, steps)
     if state is None:
         state = optimizer.init(params, hparams)
-    return Trees(optimizer.update if ours else guard(optimizer.update), params, state, hparams)
+    return Trees(update, params, state, hparams)
 
 
 def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:
