@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import callers_level, explained, shown
+from ..calls import explained, shown, warn_caller
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
@@ -224,7 +223,7 @@ def _judge(name: str, system: System, x: Vector, *columns: Vector) -> None:
     )
     if not off <= 1e-2:
         raise ArithmeticError(words)
-    warnings.warn(words, UserWarning, callers_level())
+    warn_caller(words)
 
 
 def _near(system: System, x: Vector, *columns: Vector) -> tuple[Vector, Any]:

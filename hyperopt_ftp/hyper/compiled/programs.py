@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level, shown
+from ...calls import shown, warn_caller
 from ...types import Compile
 from . import scan
 
@@ -109,7 +108,7 @@ class Program:
             raise
         if not planned:
             text = f"the {self._what} was compiled again: {_difference(was, self._made_for)}"
-            warnings.warn(f"{text}. TORCH_LOGS=recompiles says more", UserWarning, stacklevel=callers_level())
+            warn_caller(f"{text}. TORCH_LOGS=recompiles says more")
 
     def _compiles(self) -> None:
         """Is called where torch.compile compiles."""

@@ -19,7 +19,7 @@ from .problem import InnerProblem, differentiable_loop
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
 from .torch_private import differentiated, keeps_graph, refuse_forward_twice, tracked, under_transform, unwrap_dead
-from .vjp import transposed
+from .vjp import pull, transposed
 
 
 class Run(NamedTuple):
@@ -76,9 +76,9 @@ def through_node(
     if not derived:
         with torch.no_grad():
             return method.values(own, inputs)
-    places, replay = [i for i, x in enumerate(leaves) if tracked(x)], Replay()
+    places = [i for i, x in enumerate(leaves) if tracked(x)]
     first = guarded(inside_function=True) if transform else own
-    job = TrainJob(method, own, first, leaves, rebuild, places, transform, replay, began or replay.now())
+    job = TrainJob(method, own, first, leaves, rebuild, places, transform, Replay(began))
     return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
 
 
@@ -93,8 +93,7 @@ class TrainJob:
     rebuild: Callable[[Sequence[Any]], TrainInputs]
     places: list[int]  # of the leaves that are inputs of the node
     transform: bool  # whether one of torch.func was active
-    replay: Replay
-    rng: RngState  # when training began
+    replay: Replay  # of when training began
     note: Any = None
     losses: Any = None
     versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
@@ -142,14 +141,12 @@ class TrainJob:
         aliases = [x.view_as(x) for x in tensors]  # one input may depend on another outside
         inputs = self.inputs(aliases)
         problem = self.problem.guarded(inputs, closed=True, differentiates_whole_gradient=True)
-        trained = self.replay.run(self.rng, lambda: problem.loop(inputs))
+        trained = self.replay.again(lambda: problem.loop(inputs))
         refuse_other_losses(self.losses, trained.losses)
         outputs = [x for x in self.outputs(trained) if is_float(x)]
-        pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-        ys, vs = [y for y, _ in pairs], [v for _, v in pairs]
-        if any(map(is_dtensor, ys)):
-            _refuse_cut_graphs(ys)
-        return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)
+        if any(map(is_dtensor, outputs)):
+            _refuse_cut_graphs(outputs)
+        return pull(outputs, cotangents, aliases, create_graph=True)
 
     def _check_versions(self) -> None:
         for x, version in self.versions:
@@ -207,7 +204,7 @@ class TrainNode(torch.autograd.Function):
             given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
             tensors, outputs = _saved(ctx)
             if job.transform:
-                found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
+                found = job.replay.again(lambda: job.pullback(tensors, outputs, given))
             elif torch.is_grad_enabled():
                 found = job.pullback_with_graph(tensors, given)
             else:
@@ -225,7 +222,7 @@ class TrainNode(torch.autograd.Function):
             tensors, outputs = _saved(ctx)
 
             def back(cotangents: list[Tensor]) -> list[Tensor]:
-                found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
+                found = job.replay.again(lambda: job.pullback(tensors, outputs, cotangents))
                 return or_zeros([v for v, x in zip(found, tensors, strict=True) if is_float(x)], floats(tensors))
 
             zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]

@@ -25,9 +25,12 @@ class RngState(NamedTuple):
 
 
 class Replay:
-    """States of the default generators of the CPU and of every accelerator, and the autocast."""
+    """A moment: the state of the default generators of the CPU and of every accelerator, and the autocast.
 
-    def __init__(self) -> None:
+    ``began``: another random state, of an earlier moment.
+    """
+
+    def __init__(self, began: RngState | None = None) -> None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         module = None if accelerator is None else torch.get_device_module(accelerator)
         # An accelerator that nobody has used holds no random state yet; asking would start it.
@@ -35,6 +38,7 @@ class Replay:
         self._count = torch.accelerator.device_count() if self._module is not None else 0
         kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
         self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
+        self._began = began or self.now()
 
     @property
     def autocasts(self) -> bool:
@@ -51,6 +55,10 @@ class Replay:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
             yield
+
+    def again(self, function: Callable[[], T]) -> T:
+        """``function()`` as at that moment; the present state is restored afterwards."""
+        return self.run(self._began, function)
 
     def run(self, rng: RngState, function: Callable[[], T]) -> T:
         """``function()`` with the saved random state and autocast; both are restored afterwards."""

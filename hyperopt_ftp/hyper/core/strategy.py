@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -126,8 +125,7 @@ def with_pullback(
     """
     if not callable(pullback) or not isinstance(problem, InnerProblem):
         raise TypeError("with_pullback takes (pullback, problem, inputs), the first a function")
-    replay = Replay()
-    again = partial(replay.run, replay.now())
+    again = Replay().again
 
     def back(problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
         assert run.end is not None
@@ -213,18 +211,15 @@ def few_steps(problem: InnerProblem, inputs: TrainInputs, count: int = STEADY) -
     return replace(problem, needs_grad=short), inputs._replace(batches=first(inputs.batches))
 
 
-def there_and_back(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> None:
-    """A training and its derivative, in all that requires grad."""
-    run = strategy(problem, inputs)
-    ends = requiring_grad(run.params)
-    if ends:
-        torch.autograd.grad(ends, requiring_grad(inputs), [torch.ones_like(x) for x in ends], allow_unused=True)
-
-
 def memory_of_steps(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
-    """Bytes that so many steps take, there and back, from those of two and of three."""
+    """Bytes that so many steps and their derivatives in all that requires grad take, from those of two and of three."""
 
     def of(steps: int) -> int:
-        return trial_peak(inputs.params, lambda: there_and_back(strategy, *few_steps(problem, inputs, steps)))
+        return trial_peak(inputs.params, lambda: there_and_back(*few_steps(problem, inputs, steps)))
+
+    def there_and_back(problem: InnerProblem, inputs: TrainInputs) -> None:
+        ends = requiring_grad(strategy(problem, inputs).params)
+        if ends:
+            torch.autograd.grad(ends, requiring_grad(inputs), [torch.ones_like(x) for x in ends], allow_unused=True)
 
     return of(count) if count < STEADY else (two := of(2)) + (count - 2) * (of(3) - two)

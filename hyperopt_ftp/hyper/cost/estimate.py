@@ -146,19 +146,19 @@ def _measured(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) ->
     replay = Replay()
     looking = problem.guarded(inputs, closed=False)
     try:  # which raises what training would, before anything is measured
-        replay.run(replay.now(), lambda: looking.gradient(inputs.params, inputs.batches[0], inputs.hparams, graph=True))
+        replay.again(lambda: looking.gradient(inputs.params, inputs.batches[0], inputs.hparams, graph=True))
     except DataDependentOutputException as error:
         raise RuntimeError(
             f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
             "that have, or take the number beforehand"
         ) from error
-    found = replay.run(replay.now(), lambda: strategy.costs(looking, inputs))
+    found = replay.again(lambda: strategy.costs(looking, inputs))
     if not isinstance(found, Costs):
         kind = type(strategy).__name__
         raise TypeError(f"{kind}.costs must return hyperopt_ftp.hyper.Costs, got a {type(found).__name__}")
     memory, trial = found.memory, found.trial
     if memory is None and trial is not None:
-        memory = replay.run(replay.now(), lambda: trial_peak(inputs.params, trial))
+        memory = replay.again(lambda: trial_peak(inputs.params, trial))
     if memory is None:
-        memory = replay.run(replay.now(), lambda: memory_of_steps(strategy, problem, inputs, len(inputs.batches)))
+        memory = replay.again(lambda: memory_of_steps(strategy, problem, inputs, len(inputs.batches)))
     return Estimate(memory, found.gradients, found.products, found.plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level
+from ...calls import warn_caller
 from ..core.torch_private import outside_transforms, under_transform
 
 #: What a loss may be of; in a process's row of the table by its place here, or ``_FAILED``.
@@ -226,9 +225,7 @@ def _check_heads(heads: Tensor) -> None:
 def _warn_of_infinite(rows: Tensor) -> None:
     bad = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
-        warnings.warn(
-            f"data_parallel: the loss of {_processes(bad)} is not finite", UserWarning, stacklevel=callers_level()
-        )
+        warn_caller(f"data_parallel: the loss of {_processes(bad)} is not finite")
 
 
 def _processes(ranks: Sequence[int]) -> str:

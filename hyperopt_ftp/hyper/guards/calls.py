@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ... import tree
-from ...calls import callers_level
+from ...calls import warn_caller
 from ...hparams import is_wrapped
 from ..core.graph import made_from
 from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
@@ -155,13 +154,11 @@ class watched_calls(TorchFunctionMode):  # a context manager
     def _warn(self) -> None:
         if not self.warned:
             self.warned = True
-            warnings.warn(
+            warn_caller(
                 f"{self._who.name} makes a number of a tensor that depends on what a derivative is taken in "
                 "(item(), float(), tolist(), torch.tensor, data), and computes with numbers: what is computed from "
                 "that one has no derivative there. Use the tensor; for a log, or where it is to count as a constant, "
-                "take x.detach().item()",
-                UserWarning,
-                stacklevel=callers_level(),
+                "take x.detach().item()"
             )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +13,16 @@ from torch.utils import _pytree as pytree
 
 from ...dtensors import local
 from ...hparams import concrete
-from ..core.graph import nodes_below, stand_in
-from ..core.replay import Replay, RngState
+from ..core.graph import stand_in
+from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
 from ..core.torch_private import by_place
-from ..guards.messages import LAYER, Captured, writes
+from ..guards.graphs import loses_derivative
+from ..guards.messages import LAYER, writes
 from ..guards.operations import watched_operations
-
-T = TypeVar("T")
 
 #: What holds no tensor of its own, or, as a module, those that a walk of the graph finds.
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, nn.Module, FunctionType, type)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Random state and autocast at some point, for what begins there again."""
-
-    replay: Replay
-    rng: RngState
-
-    @classmethod
-    def now(cls) -> Moment:
-        replay = Replay()
-        return cls(replay, replay.now())
-
-    def run(self, function: Callable[[], T]) -> T:
-        return self.replay.run(self.rng, function)
 
 
 def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCall, list[Tensor]]:
@@ -85,7 +67,7 @@ class LayerCall:
 
     def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: _Tree) -> None:
         self._layer, self._owner, self._given = layer, owner, given
-        self._begin = Moment.now()
+        self._begin = Replay()
         self._result: _Tree | None = None
         self._prints: list[Tensor] = []  # of what the first run gave
 
@@ -108,15 +90,17 @@ class LayerCall:
         _refuse_objects(self._given.leaves)  # what the layer has put into them
         self._result = _Tree.of(leaves, spec, _differentiable)
         found = [x for x in leaves if _differentiable(x)]
-        _refuse_captured(found, tensors)
-        self._prints = _prints(found, self._begin.replay)
+        lost = loses_derivative(LAYER, found, tensors)
+        if lost is not None:
+            raise lost
+        self._prints = _prints(found, self._begin)
         return found
 
     def again(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same as in the first run."""
-        leaves, _ = self._begin.run(lambda: self._run(tensors))
+        leaves, _ = self._begin.again(lambda: self._run(tensors))
         found = [x for x in leaves if _differentiable(x)]
-        _refuse_others(self._prints, _prints(found, self._begin.replay))
+        _refuse_others(self._prints, _prints(found, self._begin))
         return found
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
@@ -167,18 +151,6 @@ def _holds_tensors(x: Any, depth: int) -> bool:
         return False
     inside: Iterator[Any] = iter(pytree.tree_leaves([*getattr(x, "__dict__", {}).values()]))
     return isinstance(x, Tensor) or (depth > 0 and any(_holds_tensors(y, depth - 1) for y in inside))
-
-
-def _refuse_captured(found: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    ids = {id(x) for x in given}
-    for node in nodes_below(*(y.grad_fn for y in found)):
-        x = getattr(node, "variable", None)
-        if isinstance(x, Tensor) and id(x) not in ids:
-            raise Captured(
-                f"{LAYER.name} uses a tensor of shape {tuple(x.shape)} that requires grad, or one that is made of it, "
-                "and that is none of its arguments: its derivative would be lost. Pass it: hft.remat(lambda w, x: ..., "
-                "w, x); or give the module that it is a parameter of as the layer; or hold it fixed by detach()"
-            )
 
 
 def _prints(found: Sequence[Tensor], replay: Replay) -> list[Tensor]:

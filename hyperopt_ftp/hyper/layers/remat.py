@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from ..core.leaves import OptionalTensors
+from ..core.replay import Replay
 from ..core.torch_private import is_batched, outside_transforms, uncompiled, under_transform
 from ..guards.graphs import refuse_once_differentiable
-from .layer_call import LayerCall, Moment, apart, call_of
+from .layer_call import LayerCall, apart, call_of
 
 T = TypeVar("T")
 
@@ -98,7 +99,7 @@ class Pullback:
     """The backward pass through a call, as a call: of its tensors, and of the cotangents that are there."""
 
     def __init__(self, call: LayerCall | Pullback, need: Sequence[bool], there: Sequence[bool]) -> None:
-        self._call, self._need, self._there, self._begin = call, need, there, Moment.now()
+        self._call, self._need, self._there, self._begin = call, need, there, Replay()
 
     def first(self, tensors: Sequence[Tensor]) -> OptionalTensors:
         count = len(self._need)
@@ -108,7 +109,7 @@ class Pullback:
 
     def again(self, tensors: Sequence[Tensor]) -> OptionalTensors:
         count = len(self._need)
-        return self._begin.run(lambda: self._pulled(tensors[:count], tensors[count:], True))
+        return self._begin.again(lambda: self._pulled(tensors[:count], tensors[count:], True))
 
     def _pulled(self, xs: Sequence[Tensor], vs: Sequence[Tensor], create_graph: bool) -> OptionalTensors:
         """As plain autograd makes it; ``None``: zero, or not asked for."""

@@ -80,17 +80,16 @@ class Forward(Strategy):
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         if problem.asks_batches:
             problem.refuse_shards("Forward")
-        replay = Replay()
-        rng, count = replay.now(), _count(problem, inputs)
+        replay, count = Replay(), _count(problem, inputs)
         if self.chunk is None or count <= self.chunk:
             trained, tangents = self.carry(problem, inputs, 0, count)
         else:  # with leaves, so that a number that is taken of an hparam is seen
             hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
             trained, tangents = self._values(problem, inputs._replace(hparams=hparams)), None
-        return trained, (replay, rng, trained.losses, tangents)
+        return trained, (replay, trained.losses, tangents)
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
-        inputs, (replay, rng, losses, tangents) = run.inputs, run.note
+        inputs, (replay, losses, tangents) = run.inputs, run.note
         given = [*present(cotangents.params), *present(cotangents.state)]
         if tangents is not None:  # all were carried at once
             slopes = _contract(given, tangents)
@@ -99,7 +98,7 @@ class Forward(Strategy):
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                trained, tangents = replay.run(rng, lambda a=a, b=b: self.carry(problem, inputs, a, b))
+                trained, tangents = replay.again(lambda a=a, b=b: self.carry(problem, inputs, a, b))
                 refuse_other_losses(losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
