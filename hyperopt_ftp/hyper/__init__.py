@@ -10,9 +10,9 @@ from .core.problem import InnerProblem as InnerProblem
 from .core.strategy import Costs as Costs
 from .core.strategy import Strategy as Strategy
 from .core.strategy import with_pullback as with_pullback
-from .cost.estimate import Estimate as Estimate
-from .cost.estimate import estimate as estimate
 from .distributed.data_parallel import data_parallel as data_parallel
+from .estimate import Estimate as Estimate
+from .estimate import estimate as estimate
 from .hypergradient import hypergradient as hypergradient
 from .layers.remat import remat as remat
 from .layers.remat_layers import remat_layers as remat_layers

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -122,33 +122,33 @@ class Program:
                 )
 
 
-def codes_of(value: Any, constants: bool = False, seen: set[int] | None = None) -> Iterator[Any]:
+def codes_of(value: Any, constants: bool = False) -> list[Any]:
     """The code of functions and of the functions that they close over.
 
     ``constants``: also the numbers and strings that they close over, which choose between branches.
     """
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    parts: Iterable[Any] = ()
-    if isinstance(value, tuple):
-        parts = value
-    elif isinstance(value, functools.partial):
-        parts = (value.func, *value.args)
-    elif isinstance(value, types.MethodType):
-        parts = (value.__func__,)
-    elif isinstance(value, types.FunctionType):
-        yield value.__code__
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # empty
-                yield from codes_of(cell.cell_contents, constants, seen)
-    elif callable(value):
-        yield type(value)
-    elif constants and isinstance(value, (bool, int, float, str)):
-        yield value
-    for part in parts:
-        yield from codes_of(part, constants, seen)
+    found, stack, seen = list[Any](), [value], set[int]()
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, tuple):
+            stack += x
+        elif isinstance(x, functools.partial):
+            stack += x.func, *x.args
+        elif isinstance(x, types.MethodType):
+            stack.append(x.__func__)
+        elif isinstance(x, types.FunctionType):
+            found.append(x.__code__)
+            for cell in x.__closure__ or ():
+                with suppress(ValueError):  # empty
+                    stack.append(cell.cell_contents)
+        elif callable(x):
+            found.append(type(x))
+        elif constants and isinstance(x, (bool, int, float, str)):
+            found.append(x)
+    return found
 
 
 def kind(x: Any) -> Any:

@@ -48,12 +48,13 @@ class Replay:
         return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
 
     @contextmanager
-    def without_autocast(self) -> Iterator[None]:
-        """For a backward pass, whose dtypes are those of the forward pass."""
+    def without_autocast(self, but: bool = False) -> Iterator[None]:
+        """For a backward pass, whose dtypes are those of the forward pass; ``but``: with that of the moment."""
         with ExitStack() as stack:
-            for kind, _, _ in self._autocast:
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
+            for kind, dtype, enabled in self._autocast:
+                enabled = enabled and but
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
 
     def again(self, function: Callable[[], T]) -> T:
@@ -62,25 +63,18 @@ class Replay:
 
     def run(self, rng: RngState, function: Callable[[], T]) -> T:
         """``function()`` with the saved random state and autocast; both are restored afterwards."""
-        with self._kept(), ExitStack() as stack:
+        before = self.now()
+        try:
             self.rewind(rng)
-            for kind, dtype, enabled in self._autocast:
-                if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
-            return function()
+            with self.without_autocast(but=True):
+                return function()
+        finally:
+            self.rewind(before)
 
     def rewind(self, rng: RngState) -> None:
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        before = self.now()
-        try:
-            yield
-        finally:
-            self.rewind(before)
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:

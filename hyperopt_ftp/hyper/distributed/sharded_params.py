@@ -12,6 +12,7 @@ from ... import tree
 from ...dtensors import Layout, in_layout_of, is_dtensor, layout, local, replicated, whole, without_partials
 from ...types import Optimizer, Params, State, TreeT, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
+from ..core.problem import begun
 from ..core.torch_private import under_transform
 
 
@@ -26,14 +27,9 @@ def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
             "params are DTensors, and torch.func has no rules for them (torch 2.13); leave the transform, or train "
             "plain params, the same on each process, with hft.data_parallel(loss)"
         )
-    if inputs.state is None:
-        own = {name: x for name, x in inputs.hparams.items() if name != "loss"}
-        inputs = inputs._replace(state=optimizer.init(inputs.params, own))
-
-    def spread(x: Any) -> Any:
-        return without_partials(replicated(x, at.mesh))
-
-    return inputs._replace(hparams=tree.map_tree(spread, inputs.hparams), state=tree.map_tree(spread, inputs.state))
+    hparams, params, state, batches = begun(optimizer, inputs)
+    hparams, state = tree.map_tree(lambda x: without_partials(replicated(x, at.mesh)), (hparams, state))
+    return TrainInputs(hparams, params, state, batches)
 
 
 def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:

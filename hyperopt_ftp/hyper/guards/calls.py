@@ -15,9 +15,10 @@ from ... import tree
 from ...calls import warn_caller
 from ...hparams import is_wrapped
 from ..core.graph import made_from
+from ..core.memory import storage_of
 from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
 from .messages import Subject, reads_number, writes
-from .operations import refuse_numbers, storage_of, watched_operations
+from .operations import refuse_numbers, watched_operations
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}

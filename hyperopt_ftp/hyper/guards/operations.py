@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ...dtensors import is_dtensor, local
+from ...dtensors import is_dtensor
+from ..core.memory import bytes_of, storage_of
 from ..core.torch_private import DispatchMode, saved_tensor_hooks
 from .messages import Subject, reads_number, writes
 
@@ -90,9 +91,9 @@ class watched_operations(DispatchMode):  # a context manager
             self.made.update(storage_of(x) for x in tensors_in(args))
         result = func(*args, **kwargs)
         there = {storage_of(x) for x in given}  # of which a view, or an alias, is not made here
-        new = {place: _bytes(x) for x in tensors_in(result) if (place := storage_of(x)) not in there}
+        new = {place: x for x in tensors_in(result) if (place := storage_of(x)) not in there}
         self.made |= new.keys()
-        self.bytes_made += sum(new.values())
+        self.bytes_made += bytes_of([*new.values()])
         return result
 
 
@@ -162,11 +163,3 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     nested = isinstance(value, (tuple, list, dict))
     return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)] if nested else []
-
-
-def _bytes(x: Tensor) -> int:
-    return local(x).untyped_storage().nbytes() if x.layout is torch.strided else 0  # a sparse one has no storage
-
-
-def storage_of(x: Tensor) -> int:
-    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)

@@ -23,7 +23,7 @@ _OWN = __name__.partition(".")[0]
 _FIXED = {torch.__name__, "numpy", "einops", "builtins"}
 _STANDARD = os.path.dirname(os.__file__)
 _VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
-_HOLD = frozenset((tuple, list, set, frozenset, dict, OrderedDict))
+_HOLD = frozenset((tuple, list, set, frozenset, dict, OrderedDict))  # a module keeps its hooks in the last
 _PARTS = (FunctionType, Tensor, nn.Module)
 #: Objects up to which it is worth to look at them all.
 _MOST = 5_000
@@ -70,11 +70,8 @@ def _of_tensor(x: Tensor) -> tuple[Any, ...]:
 
 def requires_grad(key: tuple[Hashable, ...]) -> bool:
     """Whether a tensor requires grad among those that a key knows."""
-    return any(isinstance(part, tuple) and part[1] is True and _is_tensor(part[0]) for part in key)
-
-
-def _is_tensor(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Tensor)
+    kinds = [part[0] for part in key if isinstance(part, tuple) and part[1] is True]
+    return any(isinstance(kind, type) and issubclass(kind, Tensor) for kind in kinds)
 
 
 def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
@@ -86,12 +83,10 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     if kind in (functools.partial, types.MethodType):
         key.append(kind)
         return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
-    if (kind in _HOLD and not issubclass(kind, dict)) or hasattr(kind, "_fields"):
+    if kind in _HOLD or hasattr(kind, "_fields"):
         key.append((kind, len(x)))
-        return [*x] if len(x) < _MOST else None
-    if kind in (dict, OrderedDict):  # a module keeps its hooks in the second
-        key.append((kind, len(x)))
-        return [*x.keys(), *x.values()] if len(x) < _MOST else None
+        rows = (x.keys(), x.values()) if isinstance(x, dict) else (x,)
+        return [y for row in rows for y in row] if len(x) < _MOST else None
     if kind is types.BuiltinFunctionType:
         key.append((package_of(x.__module__), x.__qualname__))
         return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
