@@ -20,24 +20,17 @@ from ...types import Compile
 from . import scan
 
 
-@functools.lru_cache(maxsize=64)
-def program(function: Callable[..., Any], backend: Compile, single: bool, *code: Any) -> Program:
-    """The cached program of a function, for arguments made of the same code.
-
-    ``single``: for one step, since torch takes a size of 1 for a constant.
-    """
-    return Program(function, backend)
-
-
 class Program:
     """A function of (functions, point, batches, hparams, ..., rows), compiled at its first run.
 
     Args:
         function: reads nothing but its arguments, which torch checks in each call.
         backend: ``True`` for inductor, or the name of one of torch.compile's backends.
+        kept_for: what another program is made for: one step, since torch takes a size of 1 for a constant, and the
+            code that the arguments are made of.
     """
 
-    def __init__(self, function: Callable[..., Any], backend: Compile) -> None:
+    def __init__(self, function: Callable[..., Any], backend: Compile, *kept_for: Any) -> None:
         self._function, self._backend = function, backend
         self._what: str = f"{function.__name__} program"
         self._lock = threading.RLock()
@@ -120,6 +113,10 @@ class Program:
                     "networks; once for this optimizer, loss and shapes, whatever the number of steps",
                     self._what,
                 )
+
+
+#: The cached one.
+program = functools.lru_cache(maxsize=64)(Program)
 
 
 def codes_of(value: Any, constants: bool = False) -> list[Any]:

@@ -173,13 +173,10 @@ class CompiledSteps:
 
     def _as_written(self, k: int, params: Any, state: Any) -> None:
         """Runs a step uncompiled and drops the result: its errors are those of the program."""
-        problem, replay = self._problem, Replay()
+        problem = self._problem
         knobs = detached_leaves(self._hparams, problem.needs_grad.hparams)[1]
         batch = detached_leaves(self._batches[k], problem.batch_needs_grad(k))[1]
-        found = replay.again(lambda: problem.gradient(params, batch, knobs, graph=True))
-        grads = found.rebuild([g.detach() for g in found.grads])
-        with torch.no_grad():
-            new = replay.again(lambda: problem.update(grads, state, params, knobs))
+        *new, _ = Replay().again(lambda: problem.step(params, state, batch, knobs))
         for (name, x), y in zip(tree.named((params, state)), tree.leaves(new), strict=True):
             if kind(x) != kind(y):
                 raise RuntimeError(

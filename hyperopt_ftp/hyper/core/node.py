@@ -15,7 +15,7 @@ from ...dtensors import in_layout_of, is_dtensor, layout, to_layout
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import floats, is_float, or_zeros
-from .problem import InnerProblem, begun, differentiable_loop
+from .problem import InnerProblem, begun, differentiable_steps
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
 from .torch_private import differentiated, keeps_graph, refuse_forward_twice, tracked, under_transform, unwrap_dead
@@ -65,7 +65,7 @@ def through_node(
     """
     transform = under_transform()
     if transform and method.exact:
-        return differentiable_loop(problem, inputs)
+        return differentiable_steps(problem, inputs)
     refuse_forward_twice(method.name)
     inputs = begun(problem.optimizer, inputs)
     leaves, rebuild = tree.flatten(inputs)

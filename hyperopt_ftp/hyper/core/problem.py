@@ -297,8 +297,10 @@ def has_derivative(inputs: TrainInputs) -> bool:
     return torch.is_grad_enabled() and bool(requiring_grad(inputs))
 
 
-def differentiable_loop(problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-    """The plain loop, with settings and checks for a derivative of it if one is asked for."""
+def differentiable_steps(
+    problem: InnerProblem, inputs: TrainInputs, steps: Callable[[InnerProblem, TrainInputs], Any] = InnerProblem.loop
+) -> Any:
+    """Steps, by default the plain loop, with settings and checks for a derivative of them if one is asked for."""
     derived = has_derivative(inputs)
     with twice_differentiable() if derived or under_transform() else nullcontext():
-        return problem.guarded(inputs, derived=derived, closed=False).loop(inputs)
+        return steps(problem.guarded(inputs, derived=derived, closed=False), inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,7 +16,7 @@ from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached_leaves, or_zeros, requiring_grad
 from .memory import trial_peak
 from .node import Method, Run, through_node
-from .problem import InnerProblem, differentiable_loop, has_derivative
+from .problem import InnerProblem, differentiable_steps
 from .replay import Replay
 from .second_order import twice_differentiable
 from .torch_private import run_backward, under_transform
@@ -99,7 +98,7 @@ class PlainSteps(Strategy):
     """The steps as they are, differentiated by autograd or the transforms around them."""
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        return differentiable_loop(problem, inputs)
+        return differentiable_steps(problem, inputs)
 
 
 def with_pullback(
@@ -180,9 +179,7 @@ def trained_by(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -
     """Training by a strategy; by one from outside the package on a problem that is looked at."""
     if str(type(strategy).__module__).startswith(_PACKAGE):
         return strategy(problem, inputs)
-    derived = has_derivative(inputs)
-    with twice_differentiable() if derived else nullcontext():
-        found: Any = strategy(problem.guarded(inputs, derived=derived, closed=False), inputs)
+    found = differentiable_steps(problem, inputs, strategy)
     _check_outputs(type(strategy).__name__, found, inputs)
     return found
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
 from ...dtensors import local
@@ -111,28 +112,14 @@ class LayerCall:
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[list[Any], Any]:
         own, args, kwargs = self._given.filled(tensors)
-        with twice_differentiable(), torch.enable_grad():  # also in the first run: it may take a derivative itself
-            if self._owner is None:
-                found = self._layer(*args, **kwargs)
-            else:
-                own = {f"owner.{name}": x for name, x in by_place(self._owner, own).items()}
-                found = functional_call(_Inside(self._owner), own, (self._layer, *args), kwargs, tie_weights=False)
-        return pytree.tree_flatten(found)
+        owner = self._owner
+        there = nullcontext() if owner is None else _reparametrize_module(owner, by_place(owner, own))
+        with twice_differentiable(), torch.enable_grad(), there:  # also the first time: it may take a derivative itself
+            return pytree.tree_flatten(self._layer(*args, **kwargs))
 
 
 def _differentiable(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
-
-
-class _Inside(nn.Module):
-    """Around a module, so that any function of it is called with other parameters in their places."""
-
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__()
-        self.owner = owner
-
-    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
 
 
 def _refuse_objects(leaves: Sequence[Any]) -> None:

@@ -217,12 +217,10 @@ class _Units:
 
     def _of(self, x: Tensor) -> Tensor | None:
         begin, self._at = self._at, self._at + x.numel()
-        low, high = max(begin, self._from), min(self._at, self._to)
-        if low >= high:
+        if max(begin, self._from) >= min(self._at, self._to):
             return None
         unit = torch.zeros((self._to - self._from, x.numel()), dtype=tree.working(x).dtype, device=x.device)
-        places = torch.arange(low, high, device=x.device)
-        unit[places - self._from, places - begin] = 1
+        unit.diagonal(self._from - begin).fill_(1)
         unit = unit.reshape(-1, *x.shape)
         at = layout(x)
         return unit if at is None else replicated(unit, at.mesh)
