@@ -20,9 +20,8 @@ from .guards.call_arguments import check_leaves
 from .guards.calls import read_knobs
 from .guards.graphs import loses_derivative, refuse_outer_tensors
 from .guards.messages import EQUATION
-from .strategies.fixed_point import Equation, System, solution, solved
+from .strategies.fixed_point import Equation, System, columns_of, norm, solution, solved, solved_by
 from .strategies.implicit import Implicit
-from .strategies.solvers import columns_of, norm, solved_by
 
 #: Entries of x up to which its matrix is formed where nothing else is asked for.
 SMALL = 1000

@@ -28,11 +28,6 @@ def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
     return [leaf for _, leaf in moved], [leaf for y, leaf in moved if y not in was]
 
 
-def kind_of(params: Any) -> str:
-    """The kind of device that params are on."""
-    return tree.leaves(params)[0].device.type
-
-
 def bytes_of(values: Any, kind: str | None = None) -> int:
     """Bytes of a tree's tensors on devices of that kind, ``None``: on all; shared memory counts once."""
     own = [x for x in tree.leaves(values) if _counts(x) and kind in (None, x.device.type)]
@@ -85,7 +80,7 @@ class Meter(DispatchMode):  # a context manager
 
 def trial_peak(params: Any, trial: Callable[[], Any]) -> int:
     """The most bytes of tensors at once that a trial makes on the params' kind of device."""
-    with Meter(kind_of(params)) as meter:
+    with Meter(tree.leaves(params)[0].device.type) as meter:
         trial()
         return meter.peak()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,11 +17,8 @@ from .torch_private import values_of
 T = TypeVar("T")
 
 
-class RngState(NamedTuple):
-    """The state of torch's default generators at some point."""
-
-    cpu: Tensor
-    devices: list[Tensor]
+#: The states of torch's default generators at some point, first of the CPU's.
+RngState: TypeAlias = list[Tensor]
 
 
 class Replay:
@@ -45,7 +42,7 @@ class Replay:
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
-        return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
+        return [torch.get_rng_state(), *(self._module.get_rng_state(i) for i in range(self._count))]
 
     @contextmanager
     def without_autocast(self, but: bool = False) -> Iterator[None]:
@@ -72,8 +69,9 @@ class Replay:
             self.rewind(before)
 
     def rewind(self, rng: RngState) -> None:
-        torch.set_rng_state(rng.cpu)
-        for i, state in enumerate(rng.devices):
+        cpu, *devices = rng
+        torch.set_rng_state(cpu)
+        for i, state in enumerate(devices):
             self._module.set_rng_state(state, i)
 
 

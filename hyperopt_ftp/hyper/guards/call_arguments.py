@@ -63,14 +63,10 @@ def check_arguments(name: str, function: Callable[..., Any], count: int, own: bo
 
 def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
     """The smallest and the largest number of positional arguments of a function."""
-    if type(function) is not FunctionType or hasattr(function, "__wrapped__"):
-        return _counted(function)
-    code = function.__code__  # inspect takes as long as a small training step
-    most = math.inf if code.co_flags & CO_VARARGS else code.co_argcount
-    return code.co_argcount - len(function.__defaults__ or ()), most
-
-
-def _counted(function: Callable[..., Any]) -> tuple[float, float]:
+    if type(function) is FunctionType and not hasattr(function, "__wrapped__"):
+        code = function.__code__  # inspect takes as long as a small training step
+        most = math.inf if code.co_flags & CO_VARARGS else code.co_argcount
+        return code.co_argcount - len(function.__defaults__ or ()), most
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCal
     own = {} if owner is None else {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
     leaves, spec = pytree.tree_flatten((own, args, kwargs))
     _refuse_objects(leaves)
-    given = _Tree.of(leaves, spec, lambda x: isinstance(x, Tensor))
-    return LayerCall(layer, owner, given), [leaves[i] for i in given.places]
+    given, tensors = _without(leaves, lambda x: isinstance(x, Tensor))
+    return LayerCall(layer, owner, given, spec), tensors
 
 
 def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -44,32 +44,26 @@ def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [stand_in(x) if x.requires_grad else x.detach() for x in tensors]
 
 
-class _Tree(NamedTuple):
-    """A tree without some of its tensors."""
+_OUT = object()
 
-    leaves: list[Any]
-    places: list[int]  # of these
-    spec: Any
 
-    @classmethod
-    def of(cls, leaves: Sequence[Any], spec: Any, without: Callable[[Any], bool]) -> _Tree:
-        places = [i for i, x in enumerate(leaves) if without(x)]
-        return cls([None if without(x) else x for x in leaves], places, spec)
+def _without(leaves: Sequence[Any], some: Callable[[Any], bool]) -> tuple[list[Any], list[Tensor]]:
+    """Leaves with a mark in place of some tensors, and these."""
+    return [_OUT if some(x) else x for x in leaves], [x for x in leaves if some(x)]
 
-    def filled(self, tensors: Sequence[Tensor]) -> Any:
-        leaves = self.leaves.copy()
-        for i, x in zip(self.places, tensors, strict=True):
-            leaves[i] = x
-        return pytree.tree_unflatten(leaves, self.spec)
+
+def _filled(leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Any:
+    rest = iter(tensors)
+    return pytree.tree_unflatten([next(rest) if x is _OUT else x for x in leaves], spec)
 
 
 class LayerCall:
     """A call as a function of its tensors, which are not held."""
 
-    def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: _Tree) -> None:
-        self._layer, self._owner, self._given = layer, owner, given
+    def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: list[Any], spec: Any) -> None:
+        self._layer, self._owner, self._given, self._spec = layer, owner, given, spec
         self._begin = Replay()
-        self._result: _Tree | None = None
+        self._result: Any = None
         self._prints: list[Tensor] = []  # of what the first run gave
 
     def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -88,13 +82,12 @@ class LayerCall:
                 "gradient_checkpointing_enable() do, which saves nothing of a second derivative; leave them out, or "
                 "take hft.remat there too"
             )
-        _refuse_objects(self._given.leaves)  # what the layer has put into them
-        self._result = _Tree.of(leaves, spec, _differentiable)
-        found = [x for x in leaves if _differentiable(x)]
+        _refuse_objects(self._given)  # what the layer has put into them
+        left, found = _without(leaves, _differentiable)
         lost = loses_derivative(LAYER, found, tensors)
         if lost is not None:
             raise lost
-        self._prints = _prints(found, self._begin)
+        self._result, self._prints = (left, spec), _prints(found, self._begin)
         return found
 
     def again(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -106,12 +99,11 @@ class LayerCall:
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
         """What the layer returned, with other tensors in it; asked for once, since it is not kept."""
-        assert self._result is not None
-        tree, self._result = self._result, None
-        return tree.filled(tensors)
+        (leaves, spec), self._result = self._result, None
+        return _filled(leaves, spec, tensors)
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[list[Any], Any]:
-        own, args, kwargs = self._given.filled(tensors)
+        own, args, kwargs = _filled(self._given, self._spec, tensors)
         owner = self._owner
         there = nullcontext() if owner is None else _reparametrize_module(owner, by_place(owner, own))
         with twice_differentiable(), torch.enable_grad(), there:  # also the first time: it may take a derivative itself

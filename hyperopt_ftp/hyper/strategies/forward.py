@@ -102,7 +102,10 @@ class Forward(Strategy):
                 refuse_other_losses(losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
-        return _by_input(problem, inputs, slopes)
+        asked = select_floats(inputs, problem.needs_grad)
+        rows = slopes.split([x.numel() for x in asked])
+        new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]
+        return cotangents_of(inputs, new, problem.needs_grad)
 
     def _values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
@@ -239,10 +242,3 @@ def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
     if is_dtensor(tangents):  # shards of different sizes cannot be flattened
         return torch.stack([whole((cotangent * t).sum()) for t in tangents.unbind()])
     return tangents.reshape(len(tangents), cotangent.numel()) @ cotangent.reshape(-1)
-
-
-def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:
-    asked = select_floats(inputs, problem.needs_grad)
-    rows = slopes.split([x.numel() for x in asked])
-    new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]
-    return cotangents_of(inputs, new, problem.needs_grad)

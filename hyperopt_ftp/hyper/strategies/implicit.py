@@ -21,9 +21,8 @@ from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import STEADY, Costs, Strategy, few_steps
 from ..core.torch_private import under_transform, values_of
 from ..core.vjp import Vector, dot
-from .fixed_point import System, at_point, solution
+from .fixed_point import SOLVERS, Solved, System, at_point, diverges, solution, tolerance_of
 from .held_state import LIMIT, is_checked, mismatch
-from .solvers import SOLVERS, Solved, diverges, tolerance_of
 
 
 @explained()

@@ -11,7 +11,7 @@ from ... import tree
 from ...types import Offload, Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, floats
-from ..core.memory import Meter, bytes_of, changed, kind_of
+from ..core.memory import Meter, bytes_of, changed
 from ..core.replay import Replay, fingerprint
 from .budget import Sizes
 from .eager import EagerSteps
@@ -23,7 +23,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
     """Bytes of step k, which is run forward with its graph and back; the random state is restored."""
     count = len(inputs.batches) - k
     hvps = count if steps.needs_hvp(k) else count - 1
-    kind = kind_of(params)
+    kind = tree.leaves(params)[0].device.type
     size = partial(bytes_of, kind=kind)
     points, replay = Checkpoints(inputs, points_of_every(1), k, offload), Replay()
     probe = steps.beginning(k - 1)
