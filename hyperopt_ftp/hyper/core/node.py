@@ -187,21 +187,20 @@ class TrainNode(torch.autograd.Function):
         job, *tensors = inputs
         ctx.job = job
         ctx.set_materialize_grads(False)  # zeros for the moments would be as large as they are
-        ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
-        ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
+        # Where a derivative is None, which is there for floats alone, and not for the losses.
+        ctx.zeros = [x.new_zeros(()).expand(x.shape) if is_float(x) else None for x in output[:-1]] + [None]
+        ctx.mark_non_differentiable(*(x for x, zero in zip(output, ctx.zeros, strict=True) if zero is None))
         ctx.layouts = [layout(x) for x in output]
         saved = (*tensors, *output) if job.method.wants_end else tensors
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
-        rows = zip(output, ctx.differentiable, strict=True)
-        ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         with twice_differentiable():
             job: TrainJob = ctx.job
-            rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
-            given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
+            rows = [row for row in zip(cotangents, ctx.zeros, ctx.layouts, strict=True) if row[1] is not None]
+            given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at in rows]
             tensors, outputs = _saved(ctx)
             if job.transform:
                 found = job.replay.again(lambda: job.pullback(tensors, outputs, given))
@@ -225,10 +224,10 @@ class TrainNode(torch.autograd.Function):
                 found = job.replay.again(lambda: job.pullback(tensors, outputs, cotangents))
                 return or_zeros([v for v, x in zip(found, tensors, strict=True) if is_float(x)], floats(tensors))
 
-            zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
+            zeros = [x.contiguous() for x in ctx.zeros if x is not None]
             along = [t for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
             found = iter(transposed(back, zeros)(or_zeros(along, floats(tensors))))
-            return tuple(next(found) if yes else None for yes in ctx.differentiable)
+            return tuple(None if zero is None else next(found) for zero in ctx.zeros)
 
 
 def _counter(x: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class watched_operations(DispatchMode):  # a context manager
         #: Bytes of all tensors that the code inside has made.
         self.bytes_made: int = 0
 
-    def refuse(self, error: RuntimeError) -> None:
+    def refuse(self, error: RuntimeError | str) -> None:
+        error = RuntimeError(error) if isinstance(error, str) else error
         self.error = self.error or error
         if not self._waits:
             raise error
@@ -60,19 +61,15 @@ class watched_operations(DispatchMode):  # a context manager
             self.refuse(reads_number(self._who))
         if func.namespace == "c10d" and not self._collectives:
             self.refuse(
-                RuntimeError(
-                    f"{self._who.name} calls a collective ({func}), which has no derivative. Give "
-                    "hft.data_parallel(loss) itself as the loss, with what is added to it inside: "
-                    "data_parallel(lambda p, b: loss(p, b) + l2(p))"
-                )
+                f"{self._who.name} calls a collective ({func}), which has no derivative. Give "
+                "hft.data_parallel(loss) itself as the loss, with what is added to it inside: "
+                "data_parallel(lambda p, b: loss(p, b) + l2(p))"
             )
         given = [*tensors_in(args), *tensors_in(kwargs)]
         if any(map(is_dtensor, given)) and not self._collectives:
             self.refuse(
-                RuntimeError(
-                    f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
-                    "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
-                )
+                f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
+                "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
             )
         for target in _written(func, args, kwargs):
             storage = storage_of(target)
@@ -82,10 +79,8 @@ class watched_operations(DispatchMode):  # a context manager
                     self.refuse(self.written)
         if func._schema.name == "aten::_weight_norm_interface":
             self.refuse(
-                RuntimeError(
-                    "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
-                    "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
-                )
+                "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
+                "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self.made.update(storage_of(x) for x in tensors_in(args))
