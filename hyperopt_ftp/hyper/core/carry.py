@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -86,7 +88,8 @@ class Entrywise:
         else:
             step = 0 if rule.plain else no_steps()
         if state is None:
-            return at, (step, [*map(_Zeros, at)])
+            # Of which a rule may ask for nothing: SGD without momentum.
+            return at, (step, [defaultdict(partial(torch.zeros_like, w)) for w in at])
         columns = [self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps]
         rows = [{name: column[i] for name, column in zip(rule.keeps, columns, strict=True)} for i in range(len(at))]
         return at, (step, rows)
@@ -131,16 +134,6 @@ class Entrywise:
             return rows
         pairs = zip(rows, self._leaves, strict=True)
         return [torch.cat([x.to(device=w.device, dtype=w.dtype).expand(w.shape).reshape(-1) for x, w in pairs])]
-
-
-class _Zeros(dict[str, Tensor]):
-    """The first state of a tensor, of which a rule may ask for nothing: SGD without momentum."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    def __missing__(self, name: str) -> Tensor:
-        return torch.zeros_like(self._weight)
 
 
 def _is_known(step: Any) -> bool:
