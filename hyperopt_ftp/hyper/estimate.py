@@ -19,7 +19,7 @@ from ..types import HParams, Optimizer, StateT, TreeT, check_optimizer
 from .core.inputs import ConstantBatches, TrainInputs
 from .core.leaves import combine, detached, detached_leaves, is_float
 from .core.memory import trial_peak
-from .core.problem import InnerProblem, begun
+from .core.problem import InnerProblem
 from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Costs, Strategy, memory_of_steps
@@ -136,7 +136,7 @@ def estimate(
         own = beside(tree.leaves(given["params"]), without_start(given))
         inputs = TrainInputs(own, given["params"], first, given["batches"])
         problem = problem_of(optimizer, local)
-        inputs = begun(optimizer, inputs)
+        inputs = problem.begun(inputs)
         problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
         # Autograd's own thread for a device frees a graph at some time while the next one is made.
         with twice_differentiable(), torch.autograd.set_multithreading_enabled(False):

@@ -15,7 +15,7 @@ from ...dtensors import in_layout_of, is_dtensor, layout, to_layout
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import floats, is_float, or_zeros
-from .problem import InnerProblem, begun, differentiable_steps
+from .problem import InnerProblem, differentiable_steps
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
 from .torch_private import differentiated, keeps_graph, refuse_forward_twice, tracked, under_transform, unwrap_dead
@@ -67,7 +67,7 @@ def through_node(
     if transform and method.exact:
         return differentiable_steps(problem, inputs)
     refuse_forward_twice(method.name)
-    inputs = begun(problem.optimizer, inputs)
+    inputs = problem.begun(inputs)
     leaves, rebuild = tree.flatten(inputs)
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
     derived, problem = transform or any(flags), problem.asking(rebuild(flags))

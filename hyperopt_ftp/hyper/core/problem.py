@@ -98,6 +98,12 @@ class InnerProblem:
     def asking(self, needs_grad: TrainInputs) -> InnerProblem:
         return replace(self.unguarded, needs_grad=needs_grad)
 
+    def begun(self, inputs: TrainInputs) -> TrainInputs:
+        """The inputs with a state."""
+        if inputs.state is not None:
+            return inputs
+        return inputs._replace(state=self.optimizer.init(inputs.params, without_loss(inputs.hparams)))
+
     def loop(self, inputs: TrainInputs) -> TrainOutputs:
         """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
         return self.again(lambda: PlainLoop(self, inputs).run().end())
@@ -158,13 +164,6 @@ def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams:
 
 def without_loss(hparams: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in hparams.items() if name != "loss"} if "loss" in hparams else hparams
-
-
-def begun(optimizer: Optimizer, inputs: TrainInputs) -> TrainInputs:
-    """The inputs with a state."""
-    if inputs.state is not None:
-        return inputs
-    return inputs._replace(state=optimizer.init(inputs.params, without_loss(inputs.hparams)))
 
 
 def no_graph() -> ValueError:

@@ -12,7 +12,7 @@ from ... import tree
 from ...dtensors import Layout, in_layout_of, is_dtensor, layout, local, replicated, whole, without_partials
 from ...types import Optimizer, Params, State, TreeT, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.problem import begun
+from ..core.problem import without_loss
 from ..core.torch_private import under_transform
 
 
@@ -27,9 +27,10 @@ def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
             "params are DTensors, and torch.func has no rules for them (torch 2.13); leave the transform, or train "
             "plain params, the same on each process, with hft.data_parallel(loss)"
         )
-    hparams, params, state, batches = begun(optimizer, inputs)
-    hparams, state = tree.map_tree(lambda x: without_partials(replicated(x, at.mesh)), (hparams, state))
-    return TrainInputs(hparams, params, state, batches)
+    if inputs.state is None:
+        inputs = inputs._replace(state=optimizer.init(inputs.params, without_loss(inputs.hparams)))
+    own = tree.map_tree(lambda x: without_partials(replicated(x, at.mesh)), (inputs.hparams, inputs.state))
+    return inputs._replace(hparams=own[0], state=own[1])
 
 
 def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:
