@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -167,6 +168,11 @@ def check_compile(compile: Any) -> None:
             f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
             f"{did_you_mean(compile, names)}"
         )
+
+
+def warn_caller(text: str) -> None:
+    """A ``UserWarning`` at the first line that is neither of this package nor of torch."""
+    warnings.warn(text, UserWarning, stacklevel=callers_level())
 
 
 def callers_level() -> int:

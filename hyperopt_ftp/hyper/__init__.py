@@ -10,12 +10,12 @@ from .core.problem import InnerProblem as InnerProblem
 from .core.strategy import Costs as Costs
 from .core.strategy import Strategy as Strategy
 from .core.strategy import with_pullback as with_pullback
-from .cost.estimate import Estimate as Estimate
-from .cost.estimate import estimate as estimate
 from .distributed.data_parallel import data_parallel as data_parallel
+from .estimate import Estimate as Estimate
+from .estimate import estimate as estimate
 from .hypergradient import hypergradient as hypergradient
 from .layers.remat import remat as remat
-from .layers.remat_layers import remat_layers as remat_layers
+from .layers.remat import remat_layers as remat_layers
 from .loops.bilevel import BilevelState as BilevelState
 from .loops.bilevel import Record as Record
 from .loops.bilevel import bilevel as bilevel
@@ -26,9 +26,9 @@ from .of_module import of_module as of_module
 from .root import fixed_point as fixed_point
 from .root import root as root
 from .steps import steps as steps
+from .strategies.fixed_point import Solved as Solved
 from .strategies.forward import Forward as Forward
 from .strategies.implicit import Implicit as Implicit
-from .strategies.solvers import Solved as Solved
 from .strategies.unroll import Unroll as Unroll
 from .strategies.zero_order import ZeroOrder as ZeroOrder
 from .train import train as train

@@ -56,22 +56,20 @@ def _guarded(
     problem: InnerProblem, local: Callable[..., Tensor], everywhere: Callable[..., Any], inputs: TrainInputs,
     needs: Needs,
 ) -> InnerProblem:  # fmt: skip
-    update = problem.optimizer.update
+    update, batches = problem.optimizer.update, inputs.batches
     rule = entry_rule(update)
     trusted = rule is not None and rule.ours
-    if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
-        loss = GuardedLoss(local, Verdict(loss=True), needs._replace(closed=False))
-        guards = Guards(problem, loss.verdict, lambda f: f, None, refuse_other_weights, list)
-        return replace(problem, train_loss=everywhere(loss), guards=guards)
-    batches = inputs.batches
-    # The first gradient is differentiated in params where these are asked for alone.
-    once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
-    needs = needs._replace(constant_gradient=needs.constant_gradient or once)
-    first, numbers, seen = None, [], isinstance(batches, (list, tuple))
-    if seen:  # shapes of the first; and numbers, flags or attributes of all
-        others = [x for b in batches[1:] for x in tree.leaves(b)]
-        first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
-    verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers), seen)
+    if needs.derived or torch.is_grad_enabled() or under_transform():
+        # The first gradient is differentiated in params where these are asked for alone.
+        once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
+        needs = needs._replace(constant_gradient=needs.constant_gradient or once)
+        first, numbers, seen = None, [], isinstance(batches, (list, tuple))
+        if seen:  # shapes of the first; and numbers, flags or attributes of all
+            others = [x for b in batches[1:] for x in tree.leaves(b)]
+            first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
+        verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers), seen)
+    else:  # values: nothing can be lost
+        verdict, needs, trusted = Verdict(loss=True), needs._replace(closed=False), True
     loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import callers_level, explained, shown
+from ..calls import explained, shown, warn_caller
 from ..types import TreeT
 from .core.leaves import detached_leaves, is_float
 from .core.replay import Replay
@@ -21,9 +20,8 @@ from .guards.call_arguments import check_leaves
 from .guards.calls import read_knobs
 from .guards.graphs import loses_derivative, refuse_outer_tensors
 from .guards.messages import EQUATION
-from .strategies.fixed_point import Equation, System, solution, solved
+from .strategies.fixed_point import Equation, System, columns_of, norm, solution, solved, solved_by
 from .strategies.implicit import Implicit
-from .strategies.solvers import columns_of, norm, solved_by
 
 #: Entries of x up to which its matrix is formed where nothing else is asked for.
 SMALL = 1000
@@ -224,7 +222,7 @@ def _judge(name: str, system: System, x: Vector, *columns: Vector) -> None:
     )
     if not off <= 1e-2:
         raise ArithmeticError(words)
-    warnings.warn(words, UserWarning, callers_level())
+    warn_caller(words)
 
 
 def _near(system: System, x: Vector, *columns: Vector) -> tuple[Vector, Any]:

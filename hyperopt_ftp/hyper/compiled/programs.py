@@ -7,8 +7,7 @@ import logging
 import threading
 import time
 import types
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,18 +15,9 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level, shown
+from ...calls import shown, warn_caller
 from ...types import Compile
 from . import scan
-
-
-@functools.lru_cache(maxsize=64)
-def program(function: Callable[..., Any], backend: Compile, single: bool, *code: Any) -> Program:
-    """The cached program of a function, for arguments made of the same code.
-
-    ``single``: for one step, since torch takes a size of 1 for a constant.
-    """
-    return Program(function, backend)
 
 
 class Program:
@@ -36,9 +26,11 @@ class Program:
     Args:
         function: reads nothing but its arguments, which torch checks in each call.
         backend: ``True`` for inductor, or the name of one of torch.compile's backends.
+        kept_for: what another program is made for: one step, since torch takes a size of 1 for a constant, and the
+            code that the arguments are made of.
     """
 
-    def __init__(self, function: Callable[..., Any], backend: Compile) -> None:
+    def __init__(self, function: Callable[..., Any], backend: Compile, *kept_for: Any) -> None:
         self._function, self._backend = function, backend
         self._what: str = f"{function.__name__} program"
         self._lock = threading.RLock()
@@ -109,7 +101,7 @@ class Program:
             raise
         if not planned:
             text = f"the {self._what} was compiled again: {_difference(was, self._made_for)}"
-            warnings.warn(f"{text}. TORCH_LOGS=recompiles says more", UserWarning, stacklevel=callers_level())
+            warn_caller(f"{text}. TORCH_LOGS=recompiles says more")
 
     def _compiles(self) -> None:
         """Is called where torch.compile compiles."""
@@ -123,33 +115,37 @@ class Program:
                 )
 
 
-def codes_of(value: Any, constants: bool = False, seen: set[int] | None = None) -> Iterator[Any]:
+#: The cached one.
+program = functools.lru_cache(maxsize=64)(Program)
+
+
+def codes_of(value: Any, constants: bool = False) -> list[Any]:
     """The code of functions and of the functions that they close over.
 
     ``constants``: also the numbers and strings that they close over, which choose between branches.
     """
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    parts: Iterable[Any] = ()
-    if isinstance(value, tuple):
-        parts = value
-    elif isinstance(value, functools.partial):
-        parts = (value.func, *value.args)
-    elif isinstance(value, types.MethodType):
-        parts = (value.__func__,)
-    elif isinstance(value, types.FunctionType):
-        yield value.__code__
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # empty
-                yield from codes_of(cell.cell_contents, constants, seen)
-    elif callable(value):
-        yield type(value)
-    elif constants and isinstance(value, (bool, int, float, str)):
-        yield value
-    for part in parts:
-        yield from codes_of(part, constants, seen)
+    found, stack, seen = list[Any](), [value], set[int]()
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, tuple):
+            stack += x
+        elif isinstance(x, functools.partial):
+            stack += x.func, *x.args
+        elif isinstance(x, types.MethodType):
+            stack.append(x.__func__)
+        elif isinstance(x, types.FunctionType):
+            found.append(x.__code__)
+            for cell in x.__closure__ or ():
+                with suppress(ValueError):  # empty
+                    stack.append(cell.cell_contents)
+        elif callable(x):
+            found.append(type(x))
+        elif constants and isinstance(x, (bool, int, float, str)):
+            found.append(x)
+    return found
 
 
 def kind(x: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ... import tree
-from ...calls import callers_level
+from ...calls import warn_caller
 from ...dtensors import is_dtensor
 from ...types import Compile, Params
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -174,13 +173,10 @@ class CompiledSteps:
 
     def _as_written(self, k: int, params: Any, state: Any) -> None:
         """Runs a step uncompiled and drops the result: its errors are those of the program."""
-        problem, replay = self._problem, Replay()
+        problem = self._problem
         knobs = detached_leaves(self._hparams, problem.needs_grad.hparams)[1]
         batch = detached_leaves(self._batches[k], problem.batch_needs_grad(k))[1]
-        found = replay.run(replay.now(), lambda: problem.gradient(params, batch, knobs, graph=True))
-        grads = found.rebuild([g.detach() for g in found.grads])
-        with torch.no_grad():
-            new = replay.run(replay.now(), lambda: problem.update(grads, state, params, knobs))
+        *new, _ = Replay().again(lambda: problem.step(params, state, batch, knobs))
         for (name, x), y in zip(tree.named((params, state)), tree.leaves(new), strict=True):
             if kind(x) != kind(y):
                 raise RuntimeError(
@@ -200,7 +196,7 @@ def compilable(compile: Compile, problem: InnerProblem, params: Params) -> Compi
         raise RuntimeError("params are DTensors, whose steps cannot be compiled: leave out compile")
     why = why_not(compile, leaves[0].device) if leaves else None
     if why is not None:
-        warnings.warn(f"compile=True has no effect: {why}", UserWarning, stacklevel=callers_level())
+        warn_caller(f"compile=True has no effect: {why}")
         return False
     if not problem.alone:
         raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -21,7 +23,6 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _WIDE = (torch.float32, torch.float64)
 
-Guard: TypeAlias = Callable[[Any], Any]
 #: Tensors that a gradient is taken in, and what else goes from step to step.
 Point: TypeAlias = tuple[list[Tensor], Any]
 
@@ -87,7 +88,8 @@ class Entrywise:
         else:
             step = 0 if rule.plain else no_steps()
         if state is None:
-            return at, (step, [*map(_Zeros, at)])
+            # Of which a rule may ask for nothing: SGD without momentum.
+            return at, (step, [defaultdict(partial(torch.zeros_like, w)) for w in at])
         columns = [self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps]
         rows = [{name: column[i] for name, column in zip(rule.keeps, columns, strict=True)} for i in range(len(at))]
         return at, (step, rows)
@@ -134,37 +136,26 @@ class Entrywise:
         return [torch.cat([x.to(device=w.device, dtype=w.dtype).expand(w.shape).reshape(-1) for x, w in pairs])]
 
 
-class _Zeros(dict[str, Tensor]):
-    """The first state of a tensor, of which a rule may ask for nothing: SGD without momentum."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    def __missing__(self, name: str) -> Tensor:
-        return torch.zeros_like(self._weight)
-
-
 def _is_known(step: Any) -> bool:
     plain = type(step) is Tensor and step.is_cpu and not is_wrapped(step)
     return plain and not step.is_floating_point() and not step.requires_grad
 
 
 def carry_of(
-    optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, guard: Guard, steps: int
+    optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, update: UpdateFn[Any], steps: int
 ) -> Trees | Entrywise:
     """
     Args:
         state: ``None`` at the beginning.
-        guard: put around an update that is not the package's own.
+        update: the optimizer's, with its guards.
         steps: to come.
     """
     rule = entry_rule(optimizer.update)
-    ours = rule is not None and rule.ours
-    if rule is not None and ours and _fits(rule, params, state, optimizer.init):
+    if rule is not None and rule.ours and _fits(rule, params, state, optimizer.init):
         return Entrywise(rule, params, state, hparams, steps)
     if state is None:
         state = optimizer.init(params, hparams)
-    return Trees(optimizer.update if ours else guard(optimizer.update), params, state, hparams)
+    return Trees(update, params, state, hparams)
 
 
 def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:

@@ -36,16 +36,13 @@ def _is_freed(node: Node) -> bool:
     while rest and (some := some + 1) < 30:  # the first that saves tensors tells; it is near
         node = rest.pop(0)
         try:
-            if any(map(_has_tensor, [getattr(node, name) for name in _saved(type(node))])):
+            saved = [getattr(node, name) for name in _saved(type(node))]
+            if any(isinstance(x, Tensor) for row in saved for x in (row if isinstance(row, tuple) else [row])):
                 return False
         except RuntimeError as error:  # or a saved tensor was changed in place
             return "second time" in str(error)
         rest += [below for below, _ in node.next_functions if below is not None]
     return False
-
-
-def _has_tensor(saved: Any) -> bool:
-    return any(isinstance(x, Tensor) for x in (saved if isinstance(saved, tuple) else [saved]))
 
 
 @lru_cache

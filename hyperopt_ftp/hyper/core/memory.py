@@ -21,21 +21,17 @@ def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
         those but the constants, which stay in their places; and of these the ones that are in no place of the first
         tree.
     """
-    old, new = tree.leaves(before), tree.leaves(after)
-    left = {_key(x) for x, y in zip(old, new, strict=True) if _key(x) != _key(y)}  # a tensor may move to another place
-    moved = [y for x, y in zip(old, new, strict=True) if _key(x) != _key(y) or _key(y) in left]
-    there = {_key(x) for x in old}
-    return moved, [y for y in moved if _key(y) not in there]
+    was, new = [*map(storage_of, tree.leaves(before))], tree.leaves(after)
+    rows = [*zip(was, map(storage_of, new), new, strict=True)]
+    left = {x for x, y, _ in rows if x != y}  # a tensor may move to another place
+    moved = [(y, leaf) for x, y, leaf in rows if x != y or y in left]
+    return [leaf for _, leaf in moved], [leaf for y, leaf in moved if y not in was]
 
 
-def kind_of(params: Any) -> str:
-    """The kind of device that params are on."""
-    return tree.leaves(params)[0].device.type
-
-
-def bytes_of(values: Any, kind: str) -> int:
-    """Bytes of a tree's tensors on devices of that kind; shared memory counts once."""
-    storages = [local(x).untyped_storage() for x in tree.leaves(values) if _counts(x) and x.device.type == kind]
+def bytes_of(values: Any, kind: str | None = None) -> int:
+    """Bytes of a tree's tensors on devices of that kind, ``None``: on all; shared memory counts once."""
+    own = [x for x in tree.leaves(values) if _counts(x) and kind in (None, x.device.type)]
+    storages = [local(x).untyped_storage() for x in own]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
@@ -84,12 +80,13 @@ class Meter(DispatchMode):  # a context manager
 
 def trial_peak(params: Any, trial: Callable[[], Any]) -> int:
     """The most bytes of tensors at once that a trial makes on the params' kind of device."""
-    with Meter(kind_of(params)) as meter:
+    with Meter(tree.leaves(params)[0].device.type) as meter:
         trial()
         return meter.peak()
 
 
-def _key(x: Any) -> int:
+def storage_of(x: Any) -> int:
+    """The number of a tensor's storage; of what has none, such as a sparse tensor, its own."""
     return local(x).untyped_storage()._cdata if _counts(x) else id(x)
 
 

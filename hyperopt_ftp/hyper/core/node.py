@@ -15,11 +15,11 @@ from ...dtensors import in_layout_of, is_dtensor, layout, to_layout
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import floats, is_float, or_zeros
-from .problem import InnerProblem, differentiable_loop
+from .problem import InnerProblem, differentiable_steps
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
 from .torch_private import differentiated, keeps_graph, refuse_forward_twice, tracked, under_transform, unwrap_dead
-from .vjp import transposed
+from .vjp import pull, transposed
 
 
 class Run(NamedTuple):
@@ -65,7 +65,7 @@ def through_node(
     """
     transform = under_transform()
     if transform and method.exact:
-        return differentiable_loop(problem, inputs)
+        return differentiable_steps(problem, inputs)
     refuse_forward_twice(method.name)
     inputs = problem.begun(inputs)
     leaves, rebuild = tree.flatten(inputs)
@@ -76,9 +76,9 @@ def through_node(
     if not derived:
         with torch.no_grad():
             return method.values(own, inputs)
-    places, replay = [i for i, x in enumerate(leaves) if tracked(x)], Replay()
+    places = [i for i, x in enumerate(leaves) if tracked(x)]
     first = guarded(inside_function=True) if transform else own
-    job = TrainJob(method, own, first, leaves, rebuild, places, transform, replay, began or replay.now())
+    job = TrainJob(method, own, first, leaves, rebuild, places, transform, Replay(began))
     return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
 
 
@@ -93,8 +93,7 @@ class TrainJob:
     rebuild: Callable[[Sequence[Any]], TrainInputs]
     places: list[int]  # of the leaves that are inputs of the node
     transform: bool  # whether one of torch.func was active
-    replay: Replay
-    rng: RngState  # when training began
+    replay: Replay  # of when training began
     note: Any = None
     losses: Any = None
     versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
@@ -142,14 +141,12 @@ class TrainJob:
         aliases = [x.view_as(x) for x in tensors]  # one input may depend on another outside
         inputs = self.inputs(aliases)
         problem = self.problem.guarded(inputs, closed=True, differentiates_whole_gradient=True)
-        trained = self.replay.run(self.rng, lambda: problem.loop(inputs))
+        trained = self.replay.again(lambda: problem.loop(inputs))
         refuse_other_losses(self.losses, trained.losses)
         outputs = [x for x in self.outputs(trained) if is_float(x)]
-        pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-        ys, vs = [y for y, _ in pairs], [v for _, v in pairs]
-        if any(map(is_dtensor, ys)):
-            _refuse_cut_graphs(ys)
-        return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)
+        if any(map(is_dtensor, outputs)):
+            _refuse_cut_graphs(outputs)
+        return pull(outputs, cotangents, aliases, create_graph=True)
 
     def _check_versions(self) -> None:
         for x, version in self.versions:
@@ -190,24 +187,23 @@ class TrainNode(torch.autograd.Function):
         job, *tensors = inputs
         ctx.job = job
         ctx.set_materialize_grads(False)  # zeros for the moments would be as large as they are
-        ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
-        ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
+        # Where a derivative is None, which is there for floats alone, and not for the losses.
+        ctx.zeros = [x.new_zeros(()).expand(x.shape) if is_float(x) else None for x in output[:-1]] + [None]
+        ctx.mark_non_differentiable(*(x for x, zero in zip(output, ctx.zeros, strict=True) if zero is None))
         ctx.layouts = [layout(x) for x in output]
         saved = (*tensors, *output) if job.method.wants_end else tensors
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
-        rows = zip(output, ctx.differentiable, strict=True)
-        ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         with twice_differentiable():
             job: TrainJob = ctx.job
-            rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
-            given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
+            rows = [row for row in zip(cotangents, ctx.zeros, ctx.layouts, strict=True) if row[1] is not None]
+            given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at in rows]
             tensors, outputs = _saved(ctx)
             if job.transform:
-                found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
+                found = job.replay.again(lambda: job.pullback(tensors, outputs, given))
             elif torch.is_grad_enabled():
                 found = job.pullback_with_graph(tensors, given)
             else:
@@ -225,13 +221,13 @@ class TrainNode(torch.autograd.Function):
             tensors, outputs = _saved(ctx)
 
             def back(cotangents: list[Tensor]) -> list[Tensor]:
-                found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
+                found = job.replay.again(lambda: job.pullback(tensors, outputs, cotangents))
                 return or_zeros([v for v, x in zip(found, tensors, strict=True) if is_float(x)], floats(tensors))
 
-            zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
+            zeros = [x.contiguous() for x in ctx.zeros if x is not None]
             along = [t for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
             found = iter(transposed(back, zeros)(or_zeros(along, floats(tensors))))
-            return tuple(next(found) if yes else None for yes in ctx.differentiable)
+            return tuple(None if zero is None else next(found) for zero in ctx.zeros)
 
 
 def _counter(x: Tensor) -> Tensor:

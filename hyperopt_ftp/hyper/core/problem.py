@@ -131,12 +131,9 @@ class InnerProblem:
         """One step and its training loss: in grad mode, or under ``torch.func``, differentiable in all arguments."""
 
         def one() -> tuple[Params, State, Tensor]:
-            if under_transform():
-                grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
-            else:
-                found = self.gradient(params, batch, hparams, graph=torch.is_grad_enabled())
-                grads, loss = found.rebuild(found.grads), found.loss
-            return *self.update(grads, state, params, hparams), loss
+            loop = PlainLoop(self, TrainInputs(hparams, params, state, [batch]))
+            loss = loop.step(batch)
+            return *loop.end()[:2], loss
 
         return self.again(one)
 
@@ -204,9 +201,8 @@ class PlainLoop:
         self.k: int = 0
         self.losses: list[Tensor] = []
         self._hparams, self._batches = inputs.hparams, inputs.batches
-        guard = problem.guards.update if problem.guards else _unchanged
-        own = without_loss(inputs.hparams)
-        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, own, guard, len(self._batches))
+        own, update = without_loss(inputs.hparams), problem.guarded_update
+        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, own, update, len(self._batches))
         self._at, self._state = self._carry.begin()
         self._own = (inputs.hparams["loss"],) if "loss" in inputs.hparams else ()
         self._asked = bool(requiring_grad(self._own))
@@ -214,7 +210,7 @@ class PlainLoop:
     def run(self, to: int | None = None) -> PlainLoop:
         """Steps up to number ``to``; ``None``: all."""
         for k in range(self.k, len(self._batches) if to is None else to):  # a sequence may not know where it ends
-            self._step(self._batches[k])
+            self.step(self._batches[k])
         return self
 
     def detach(self) -> PlainLoop:
@@ -232,37 +228,29 @@ class PlainLoop:
         losses = torch.stack(self.losses) if self.k > 1 else self.losses[0].reshape(1)
         return TrainOutputs(*self._carry.end(self._at, self._state), losses)
 
-    def _step(self, batch: Any) -> None:
-        guards, at = self.problem.guards, self._at
+    def step(self, batch: Any) -> Tensor:
+        """One step, and its loss."""
+        guards = self.problem.guards
         if guards and guards.before_step:
-            guards.before_step(self._carry.params(at), batch, self._hparams)
-        if self._first_order:
-            grads, loss = self._constant_gradient(batch)
-        elif under_transform():
+            guards.before_step(self._carry.params(self._at), batch, self._hparams)
+        if under_transform():
+            at = [x.detach() for x in self._at] if self._first_order else self._at
             grads, loss = torch.func.grad_and_value(self._loss)(at, batch)
-        elif torch.is_grad_enabled():
-            at, grads, loss = self._gradient(batch, graph=True)
+            grads = [g.detach() for g in grads] if self._first_order else grads
+        elif torch.is_grad_enabled() and not self._first_order:
+            grads, loss = self._gradient(batch, graph=True)
         else:
             with torch.enable_grad():
-                at, grads, loss = self._gradient(batch, graph=False)
+                grads, loss = self._gradient(batch, graph=False)
         self._at, self._state = self._carry.update(self._at, grads, self._state)
         self.losses.append(loss.detach())
         self.k += 1
+        return loss
 
     def _loss(self, at: list[Tensor], batch: Any) -> Tensor:
         return self.problem.train_loss(self._carry.params(at), batch, *self._own)
 
-    def _constant_gradient(self, batch: Any) -> tuple[Sequence[Tensor], Tensor]:
-        at, batch = [x.detach() for x in self._at], _aliased(batch)[0]
-        if under_transform():
-            grads, loss = torch.func.grad_and_value(self._loss)(at, batch)
-            return [g.detach() for g in grads], loss
-        with torch.enable_grad():
-            at = aliases(at, False)
-            loss = self._loss(at, batch)
-            return self.problem.gradient_of(loss, at, False), loss
-
-    def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
+    def _gradient(self, batch: Any, graph: bool) -> tuple[Sequence[Tensor], Tensor]:
         at = self._at
         live = graph and self.has_graph
         verdict = self.problem.guards.verdict if self.problem.guards else None
@@ -276,7 +264,7 @@ class PlainLoop:
         loss = self._loss(at, batch)
         if graph and not live:
             live = self._asked or (bool(requiring_grad(batch)) if visible else self._depends(loss, at, alike))
-        return at, self.problem.gradient_of(loss, at, live), loss
+        return self.problem.gradient_of(loss, at, live), loss
 
     def _are_alone(self, at: list[Tensor], batch: Any) -> bool:
         """Whether params are leaves that a loss gets in one place only, so that a gradient in them is partial."""
@@ -287,10 +275,6 @@ class PlainLoop:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
         own = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
         return not own.issuperset(map(id, ends_below([loss.grad_fn], ())))
-
-
-def _unchanged(update: Any) -> Any:
-    return update
 
 
 def _aliased(batch: Any) -> tuple[Any, list[Tensor]]:
@@ -312,8 +296,10 @@ def has_derivative(inputs: TrainInputs) -> bool:
     return torch.is_grad_enabled() and bool(requiring_grad(inputs))
 
 
-def differentiable_loop(problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-    """The plain loop, with settings and checks for a derivative of it if one is asked for."""
+def differentiable_steps(
+    problem: InnerProblem, inputs: TrainInputs, steps: Callable[[InnerProblem, TrainInputs], Any] = InnerProblem.loop
+) -> Any:
+    """Steps, by default the plain loop, with settings and checks for a derivative of them if one is asked for."""
     derived = has_derivative(inputs)
     with twice_differentiable() if derived or under_transform() else nullcontext():
-        return problem.guarded(inputs, derived=derived, closed=False).loop(inputs)
+        return steps(problem.guarded(inputs, derived=derived, closed=False), inputs)

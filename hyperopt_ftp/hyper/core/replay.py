@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,17 +17,17 @@ from .torch_private import values_of
 T = TypeVar("T")
 
 
-class RngState(NamedTuple):
-    """The state of torch's default generators at some point."""
-
-    cpu: Tensor
-    devices: list[Tensor]
+#: The states of torch's default generators at some point, first of the CPU's.
+RngState: TypeAlias = list[Tensor]
 
 
 class Replay:
-    """States of the default generators of the CPU and of every accelerator, and the autocast."""
+    """A moment: the state of the default generators of the CPU and of every accelerator, and the autocast.
 
-    def __init__(self) -> None:
+    ``began``: another random state, of an earlier moment.
+    """
+
+    def __init__(self, began: RngState | None = None) -> None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         module = None if accelerator is None else torch.get_device_module(accelerator)
         # An accelerator that nobody has used holds no random state yet; asking would start it.
@@ -35,44 +35,44 @@ class Replay:
         self._count = torch.accelerator.device_count() if self._module is not None else 0
         kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
         self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
+        self._began = began or self.now()
 
     @property
     def autocasts(self) -> bool:
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
-        return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
+        return [torch.get_rng_state(), *(self._module.get_rng_state(i) for i in range(self._count))]
 
     @contextmanager
-    def without_autocast(self) -> Iterator[None]:
-        """For a backward pass, whose dtypes are those of the forward pass."""
+    def without_autocast(self, but: bool = False) -> Iterator[None]:
+        """For a backward pass, whose dtypes are those of the forward pass; ``but``: with that of the moment."""
         with ExitStack() as stack:
-            for kind, _, _ in self._autocast:
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
+            for kind, dtype, enabled in self._autocast:
+                enabled = enabled and but
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
+
+    def again(self, function: Callable[[], T]) -> T:
+        """``function()`` as at that moment; the present state is restored afterwards."""
+        return self.run(self._began, function)
 
     def run(self, rng: RngState, function: Callable[[], T]) -> T:
         """``function()`` with the saved random state and autocast; both are restored afterwards."""
-        with self._kept(), ExitStack() as stack:
-            self.rewind(rng)
-            for kind, dtype, enabled in self._autocast:
-                if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
-            return function()
-
-    def rewind(self, rng: RngState) -> None:
-        torch.set_rng_state(rng.cpu)
-        for i, state in enumerate(rng.devices):
-            self._module.set_rng_state(state, i)
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
         before = self.now()
         try:
-            yield
+            self.rewind(rng)
+            with self.without_autocast(but=True):
+                return function()
         finally:
             self.rewind(before)
+
+    def rewind(self, rng: RngState) -> None:
+        cpu, *devices = rng
+        torch.set_rng_state(cpu)
+        for i, state in enumerate(devices):
+            self._module.set_rng_state(state, i)
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:

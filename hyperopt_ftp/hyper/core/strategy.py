@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,7 +16,7 @@ from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached_leaves, or_zeros, requiring_grad
 from .memory import trial_peak
 from .node import Method, Run, through_node
-from .problem import InnerProblem, differentiable_loop, has_derivative
+from .problem import InnerProblem, differentiable_steps
 from .replay import Replay
 from .second_order import twice_differentiable
 from .torch_private import run_backward, under_transform
@@ -100,7 +98,7 @@ class PlainSteps(Strategy):
     """The steps as they are, differentiated by autograd or the transforms around them."""
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        return differentiable_loop(problem, inputs)
+        return differentiable_steps(problem, inputs)
 
 
 def with_pullback(
@@ -126,8 +124,7 @@ def with_pullback(
     """
     if not callable(pullback) or not isinstance(problem, InnerProblem):
         raise TypeError("with_pullback takes (pullback, problem, inputs), the first a function")
-    replay = Replay()
-    again = partial(replay.run, replay.now())
+    again = Replay().again
 
     def back(problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
         assert run.end is not None
@@ -182,9 +179,7 @@ def trained_by(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -
     """Training by a strategy; by one from outside the package on a problem that is looked at."""
     if str(type(strategy).__module__).startswith(_PACKAGE):
         return strategy(problem, inputs)
-    derived = has_derivative(inputs)
-    with twice_differentiable() if derived else nullcontext():
-        found: Any = strategy(problem.guarded(inputs, derived=derived, closed=False), inputs)
+    found = differentiable_steps(problem, inputs, strategy)
     _check_outputs(type(strategy).__name__, found, inputs)
     return found
 
@@ -213,18 +208,15 @@ def few_steps(problem: InnerProblem, inputs: TrainInputs, count: int = STEADY) -
     return replace(problem, needs_grad=short), inputs._replace(batches=first(inputs.batches))
 
 
-def there_and_back(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> None:
-    """A training and its derivative, in all that requires grad."""
-    run = strategy(problem, inputs)
-    ends = requiring_grad(run.params)
-    if ends:
-        torch.autograd.grad(ends, requiring_grad(inputs), [torch.ones_like(x) for x in ends], allow_unused=True)
-
-
 def memory_of_steps(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
-    """Bytes that so many steps take, there and back, from those of two and of three."""
+    """Bytes that so many steps and their derivatives in all that requires grad take, from those of two and of three."""
 
     def of(steps: int) -> int:
-        return trial_peak(inputs.params, lambda: there_and_back(strategy, *few_steps(problem, inputs, steps)))
+        return trial_peak(inputs.params, lambda: there_and_back(*few_steps(problem, inputs, steps)))
+
+    def there_and_back(problem: InnerProblem, inputs: TrainInputs) -> None:
+        ends = requiring_grad(strategy(problem, inputs).params)
+        if ends:
+            torch.autograd.grad(ends, requiring_grad(inputs), [torch.ones_like(x) for x in ends], allow_unused=True)
 
     return of(count) if count < STEADY else (two := of(2)) + (count - 2) * (of(3) - two)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level
+from ...calls import warn_caller
 from ..core.torch_private import outside_transforms, under_transform
 
 #: What a loss may be of; in a process's row of the table by its place here, or ``_FAILED``.
@@ -161,7 +160,9 @@ class Whole(torch.autograd.Function):
         heads = table[:, :3].cpu()
         _check_heads(heads)
         sizes, rows = heads[:, 1].contiguous().view(torch.float64), table[:, 3:].contiguous().view(torch.float64)
-        _warn_of_infinite(rows)
+        bad = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            warn_caller(f"data_parallel: the loss of {_processes(bad)} is not finite")
         weights = sizes / sizes.sum() if mean else torch.ones_like(sizes)
         whole = (weights.to(rows.device).unsqueeze(1) * rows).sum(0)
         # An empty shard's zero may be of another dtype than the losses.
@@ -221,14 +222,6 @@ def _check_heads(heads: Tensor) -> None:
         )
     if not heads[:, 1].any():
         raise RuntimeError("data_parallel: the shards of all processes are empty")
-
-
-def _warn_of_infinite(rows: Tensor) -> None:
-    bad = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
-    if bad:
-        warnings.warn(
-            f"data_parallel: the loss of {_processes(bad)} is not finite", UserWarning, stacklevel=callers_level()
-        )
 
 
 def _processes(ranks: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from ... import tree
 from ...dtensors import Layout, in_layout_of, is_dtensor, layout, local, replicated, whole, without_partials
 from ...types import Optimizer, Params, State, TreeT, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
+from ..core.problem import without_loss
 from ..core.torch_private import under_transform
 
 
@@ -27,13 +28,9 @@ def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
             "plain params, the same on each process, with hft.data_parallel(loss)"
         )
     if inputs.state is None:
-        own = {name: x for name, x in inputs.hparams.items() if name != "loss"}
-        inputs = inputs._replace(state=optimizer.init(inputs.params, own))
-
-    def spread(x: Any) -> Any:
-        return without_partials(replicated(x, at.mesh))
-
-    return inputs._replace(hparams=tree.map_tree(spread, inputs.hparams), state=tree.map_tree(spread, inputs.state))
+        inputs = inputs._replace(state=optimizer.init(inputs.params, without_loss(inputs.hparams)))
+    own = tree.map_tree(lambda x: without_partials(replicated(x, at.mesh)), (inputs.hparams, inputs.state))
+    return inputs._replace(hparams=own[0], state=own[1])
 
 
 def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from inspect import CO_VARARGS
 from types import FunctionType
@@ -16,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from ... import tree
-from ...calls import callers_level
+from ...calls import warn_caller
 from ...hparams import as_tensor, complete
 from ...types import HParams, Optimizer, Params
 from ..core.problem import without_loss
@@ -64,14 +63,10 @@ def check_arguments(name: str, function: Callable[..., Any], count: int, own: bo
 
 def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
     """The smallest and the largest number of positional arguments of a function."""
-    if type(function) is not FunctionType or hasattr(function, "__wrapped__"):
-        return _counted(function)
-    code = function.__code__  # inspect takes as long as a small training step
-    most = math.inf if code.co_flags & CO_VARARGS else code.co_argcount
-    return code.co_argcount - len(function.__defaults__ or ()), most
-
-
-def _counted(function: Callable[..., Any]) -> tuple[float, float]:
+    if type(function) is FunctionType and not hasattr(function, "__wrapped__"):
+        code = function.__code__  # inspect takes as long as a small training step
+        most = math.inf if code.co_flags & CO_VARARGS else code.co_argcount
+        return code.co_argcount - len(function.__defaults__ or ()), most
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -164,13 +159,11 @@ def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
     alone = {path for path, part in where.items() if not tree.entry(optimizer.hparams, part)}
     for path, x in tree.named(params):
         if isinstance(x, torch.nn.Parameter) and not x.requires_grad and path not in alone:
-            warnings.warn(
+            warn_caller(
                 f"params has {path!r}, a parameter with requires_grad=False, beside some that require grad, and "
                 "training moves all params; to leave it alone give {n: p for n, p in net.named_parameters() if "
                 "p.requires_grad}, with the rest inside the module, or an hft.partition with hft.frozen(); to train "
-                "it, give its detach()",
-                UserWarning,
-                stacklevel=callers_level(),
+                "it, give its detach()"
             )
             return
 

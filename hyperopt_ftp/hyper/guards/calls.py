@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -13,12 +12,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ... import tree
-from ...calls import callers_level
+from ...calls import warn_caller
 from ...hparams import is_wrapped
 from ..core.graph import made_from
+from ..core.memory import storage_of
 from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
 from .messages import Subject, reads_number, writes
-from .operations import refuse_numbers, storage_of, watched_operations
+from .operations import refuse_numbers, watched_operations
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
@@ -155,13 +155,11 @@ class watched_calls(TorchFunctionMode):  # a context manager
     def _warn(self) -> None:
         if not self.warned:
             self.warned = True
-            warnings.warn(
+            warn_caller(
                 f"{self._who.name} makes a number of a tensor that depends on what a derivative is taken in "
                 "(item(), float(), tolist(), torch.tensor, data), and computes with numbers: what is computed from "
                 "that one has no derivative there. Use the tensor; for a log, or where it is to count as a constant, "
-                "take x.detach().item()",
-                UserWarning,
-                stacklevel=callers_level(),
+                "take x.detach().item()"
             )
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ... import tree
 from ..core.graph import ends_below, made_from, nodes_below
 from ..core.torch_private import level_of, top_level
-from .messages import Captured, Subject, captured
+from .messages import Subject, captured
 
 
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
@@ -22,7 +22,7 @@ def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor 
     return next((x for x in made_from(outputs, given) if id(x) not in names), None)
 
 
-def loses_derivative(who: Subject, outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Captured | None:
+def loses_derivative(who: Subject, outputs: Sequence[Tensor], given: Sequence[Tensor]) -> ValueError | None:
     """The error for such a leaf."""
     leaf = captured_leaf(outputs, given)
     return None if leaf is None else captured(who, leaf)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...calls import callers_level
 from ...types import Params
 from ..core.leaves import floats, requiring_grad
+from ..core.memory import storage_of
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
 from ..core.torch_private import has_graph, has_saved_tensor_hooks, refuse_saved_tensor_hooks, under_transform
@@ -21,7 +22,7 @@ from .call_arguments import check_scalar
 from .calls import read_knobs, read_outside, watched_calls
 from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
 from .messages import LOSS
-from .operations import storage_of, watched_operations
+from .operations import watched_operations
 from .verdict import Needs, Verdict
 
 _OUTSIDE = LOSS._replace(knobs="an hparam, of the batch, or of what it captures,")

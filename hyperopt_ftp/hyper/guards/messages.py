@@ -30,6 +30,8 @@ LAYER = Subject(
     "the layer in hft.remat",
     "and would write again each time that it is computed again. Put modules that keep statistics (BatchNorm) into eval "
     "mode, make BatchNorm keep none by torch.func.replace_all_batch_norm_modules_(net), or leave such layers out",
+    of="hft.remat",
+    pass_it="to it: hft.remat(lambda w, x: ..., w, x); or give the module that it is a parameter of as the layer",
 )
 UPDATE = Subject(
     "the optimizer",
@@ -53,13 +55,10 @@ def writes(who: Subject, how: str, target: Tensor | None) -> RuntimeError:
     return RuntimeError(f"{who.name} writes in place{how} into a tensor{shape} that it has not made, {who.on_write}")
 
 
-def captured(who: Subject, x: Tensor) -> Captured:
-    return Captured(
+def captured(who: Subject, x: Tensor) -> ValueError:
+    """The error for code that uses a tensor that a derivative is taken in and that is none of its arguments."""
+    return ValueError(
         f"{who.name} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
         f"torch.func transform tracks it) and that is no argument of {who.of}: its derivative would be lost. Pass it "
         f"{who.pass_it}; or hold it fixed by detach() or requires_grad_(False)"
     )
-
-
-class Captured(ValueError):
-    """A loss or an optimizer uses a tensor that a derivative is taken in and that is none of its arguments."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ...dtensors import is_dtensor, local
+from ...dtensors import is_dtensor
+from ..core.memory import bytes_of, storage_of
 from ..core.torch_private import DispatchMode, saved_tensor_hooks
 from .messages import Subject, reads_number, writes
 
@@ -46,7 +47,8 @@ class watched_operations(DispatchMode):  # a context manager
         #: Bytes of all tensors that the code inside has made.
         self.bytes_made: int = 0
 
-    def refuse(self, error: RuntimeError) -> None:
+    def refuse(self, error: RuntimeError | str) -> None:
+        error = RuntimeError(error) if isinstance(error, str) else error
         self.error = self.error or error
         if not self._waits:
             raise error
@@ -59,19 +61,15 @@ class watched_operations(DispatchMode):  # a context manager
             self.refuse(reads_number(self._who))
         if func.namespace == "c10d" and not self._collectives:
             self.refuse(
-                RuntimeError(
-                    f"{self._who.name} calls a collective ({func}), which has no derivative. Give "
-                    "hft.data_parallel(loss) itself as the loss, with what is added to it inside: "
-                    "data_parallel(lambda p, b: loss(p, b) + l2(p))"
-                )
+                f"{self._who.name} calls a collective ({func}), which has no derivative. Give "
+                "hft.data_parallel(loss) itself as the loss, with what is added to it inside: "
+                "data_parallel(lambda p, b: loss(p, b) + l2(p))"
             )
         given = [*tensors_in(args), *tensors_in(kwargs)]
         if any(map(is_dtensor, given)) and not self._collectives:
             self.refuse(
-                RuntimeError(
-                    f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
-                    "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
-                )
+                f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
+                "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
             )
         for target in _written(func, args, kwargs):
             storage = storage_of(target)
@@ -81,18 +79,16 @@ class watched_operations(DispatchMode):  # a context manager
                     self.refuse(self.written)
         if func._schema.name == "aten::_weight_norm_interface":
             self.refuse(
-                RuntimeError(
-                    "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
-                    "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
-                )
+                "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
+                "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self.made.update(storage_of(x) for x in tensors_in(args))
         result = func(*args, **kwargs)
         there = {storage_of(x) for x in given}  # of which a view, or an alias, is not made here
-        new = {place: _bytes(x) for x in tensors_in(result) if (place := storage_of(x)) not in there}
+        new = {place: x for x in tensors_in(result) if (place := storage_of(x)) not in there}
         self.made |= new.keys()
-        self.bytes_made += sum(new.values())
+        self.bytes_made += bytes_of([*new.values()])
         return result
 
 
@@ -162,11 +158,3 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     nested = isinstance(value, (tuple, list, dict))
     return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)] if nested else []
-
-
-def _bytes(x: Tensor) -> int:
-    return local(x).untyped_storage().nbytes() if x.layout is torch.strided else 0  # a sparse one has no storage
-
-
-def storage_of(x: Tensor) -> int:
-    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)

@@ -1,13 +1,18 @@
-"""What a function depends on beside its arguments, as a key: the code that it runs, and what that closes over."""
+"""What a function depends on beside its arguments, as a key: the code that it runs, and what that closes over.
+
+By the key, whether that code can take the number of a tensor, so that later calls of it are watched.
+"""
 
 from __future__ import annotations
 
+import builtins
+import dis
 import functools
 import os
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from types import CodeType, FunctionType
 from typing import Any
@@ -23,10 +28,28 @@ _OWN = __name__.partition(".")[0]
 _FIXED = {torch.__name__, "numpy", "einops", "builtins"}
 _STANDARD = os.path.dirname(os.__file__)
 _VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
-_HOLD = frozenset((tuple, list, set, frozenset, dict, OrderedDict))
+_HOLD = frozenset((tuple, list, set, frozenset, dict, OrderedDict))  # a module keeps its hooks in the last
 _PARTS = (FunctionType, Tensor, nn.Module)
 #: Objects up to which it is worth to look at them all.
 _MOST = 5_000
+
+#: Packages whose Python code takes no number of an argument that should have stayed a tensor.
+_TRUSTED = frozenset(("torch", "einops", _OWN))
+#: Attributes that give a number, make a tensor of one, or lead to any attribute.
+_READ = frozenset((
+    "item", "tolist", "numpy", "data", "tensor", "as_tensor", "asarray", "new_tensor", "linspace", "logspace",
+    "__float__", "__int__", "__index__", "__complex__", "__array__", "__getattribute__", "__getattr__",
+))  # fmt: skip
+_HARMLESS = frozenset((
+    "abs", "all", "any", "bool", "callable", "dict", "enumerate", "filter", "frozenset", "id", "isinstance",
+    "issubclass", "iter", "len", "list", "map", "max", "min", "next", "print", "range", "repr", "reversed", "set",
+    "slice", "sorted", "str", "sum", "super", "tuple", "type", "zip", "NotImplemented",
+))  # fmt: skip
+#: What is built in and makes a number of a tensor, or runs code that cannot be seen.
+_BUILT_IN = {name for name in dir(builtins) if not name.endswith("Error")} - _HARMLESS
+#: Instructions that look a name up: local variables and those of a closure are seen by their values.
+_OF_GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
+_OF_NAMES = _OF_GLOBALS | {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"}
 
 
 def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
@@ -70,11 +93,8 @@ def _of_tensor(x: Tensor) -> tuple[Any, ...]:
 
 def requires_grad(key: tuple[Hashable, ...]) -> bool:
     """Whether a tensor requires grad among those that a key knows."""
-    return any(isinstance(part, tuple) and part[1] is True and _is_tensor(part[0]) for part in key)
-
-
-def _is_tensor(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Tensor)
+    kinds = [part[0] for part in key if isinstance(part, tuple) and part[1] is True]
+    return any(isinstance(kind, type) and issubclass(kind, Tensor) for kind in kinds)
 
 
 def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
@@ -86,12 +106,10 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     if kind in (functools.partial, types.MethodType):
         key.append(kind)
         return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
-    if (kind in _HOLD and not issubclass(kind, dict)) or hasattr(kind, "_fields"):
+    if kind in _HOLD or hasattr(kind, "_fields"):
         key.append((kind, len(x)))
-        return [*x] if len(x) < _MOST else None
-    if kind in (dict, OrderedDict):  # a module keeps its hooks in the second
-        key.append((kind, len(x)))
-        return [*x.keys(), *x.values()] if len(x) < _MOST else None
+        rows = (x.keys(), x.values()) if isinstance(x, dict) else (x,)
+        return [y for row in rows for y in row] if len(x) < _MOST else None
     if kind is types.BuiltinFunctionType:
         key.append((package_of(x.__module__), x.__qualname__))
         return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
@@ -99,7 +117,8 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         key.append(x)
         return [] if _is_known(package_of(x.__name__ if isinstance(x, types.ModuleType) else x.__module__)) else None
     if isinstance(x, nn.Module) or package_of(getattr(kind, "__module__", "")) == _OWN:
-        if isinstance(x, nn.Module) and (_has_any_global_hook() or _has_slots(kind)):
+        slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+        if isinstance(x, nn.Module) and (slots or _has_any_global_hook()):
             return None
         own = getattr(x, "__dict__", {})
         key.append((kind, (*own,)))  # with the names of attributes
@@ -145,10 +164,6 @@ def _holds_parts(x: Any) -> bool:
     return all(type(y) in _VALUES for y in leaves) or any(isinstance(y, _PARTS) for y in leaves)
 
 
-def _has_slots(cls: type) -> bool:
-    return any(vars(base).get("__slots__") for base in cls.__mro__)
-
-
 def package_of(name: Any) -> str:
     return str(name).partition(".")[0]
 
@@ -171,3 +186,37 @@ def _names(code: CodeType) -> tuple[str, ...]:
     """Globals that code, and the functions in it, may read."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return (*code.co_names, *(name for names in inner for name in names))
+
+
+def may_read(surroundings: Iterable[Hashable]) -> bool:
+    """Whether a function with such a key of :func:`surroundings` may take the number of a tensor.
+
+    By the names in its code: where none is among those that lead to a number, no call takes one.
+    """
+    return not all(map(_is_harmless, surroundings))
+
+
+def _is_harmless(part: Hashable) -> bool:
+    if isinstance(part, tuple) and isinstance(part[0], str):  # a function of a package
+        package, what = part
+        if isinstance(what, CodeType):
+            return package in _TRUSTED or _reads_none(what)
+        return package in _TRUSTED and what.rpartition(".")[2] not in _READ
+    if isinstance(part, type):
+        ours = issubclass(part, nn.Module) or part in (functools.partial, types.MethodType)  # looked through
+        built_in = part.__module__ == "builtins" and part.__name__ in _HARMLESS
+        return ours or built_in or package_of(part.__module__) in _TRUSTED
+    return not isinstance(part, types.ModuleType) or package_of(part.__name__) in _TRUSTED
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads_none(code: CodeType) -> bool:
+    for step in dis.get_instructions(code):
+        name, how = step.argval, step.opname
+        if how == "IMPORT_NAME" and package_of(name) not in _TRUSTED:
+            return False
+        if how in _OF_GLOBALS and name in _BUILT_IN:
+            return False
+        if how in _OF_NAMES and name in _READ:
+            return False
+    return all(_reads_none(x) for x in code.co_consts if isinstance(x, CodeType))

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ... import tree
 from ..core.torch_private import kinds_of_transforms
-from .readers import may_read
-from .surroundings import requires_grad, surroundings
+from .surroundings import may_read, requires_grad, surroundings
 
 
 class Needs(NamedTuple):

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
 from ...dtensors import local
 from ...hparams import concrete
-from ..core.graph import nodes_below, stand_in
-from ..core.replay import Replay, RngState
+from ..core.graph import stand_in
+from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
 from ..core.torch_private import by_place
-from ..guards.messages import LAYER, Captured, writes
+from ..guards.graphs import loses_derivative
+from ..guards.messages import LAYER, writes
 from ..guards.operations import watched_operations
-
-T = TypeVar("T")
 
 #: What holds no tensor of its own, or, as a module, those that a walk of the graph finds.
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, nn.Module, FunctionType, type)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Random state and autocast at some point, for what begins there again."""
-
-    replay: Replay
-    rng: RngState
-
-    @classmethod
-    def now(cls) -> Moment:
-        replay = Replay()
-        return cls(replay, replay.now())
-
-    def run(self, function: Callable[[], T]) -> T:
-        return self.replay.run(self.rng, function)
 
 
 def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCall, list[Tensor]]:
@@ -50,8 +33,8 @@ def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCal
     own = {} if owner is None else {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
     leaves, spec = pytree.tree_flatten((own, args, kwargs))
     _refuse_objects(leaves)
-    given = _Tree.of(leaves, spec, lambda x: isinstance(x, Tensor))
-    return LayerCall(layer, owner, given), [leaves[i] for i in given.places]
+    given, tensors = _without(leaves, lambda x: isinstance(x, Tensor))
+    return LayerCall(layer, owner, given, spec), tensors
 
 
 def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -61,32 +44,26 @@ def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [stand_in(x) if x.requires_grad else x.detach() for x in tensors]
 
 
-class _Tree(NamedTuple):
-    """A tree without some of its tensors."""
+_OUT = object()
 
-    leaves: list[Any]
-    places: list[int]  # of these
-    spec: Any
 
-    @classmethod
-    def of(cls, leaves: Sequence[Any], spec: Any, without: Callable[[Any], bool]) -> _Tree:
-        places = [i for i, x in enumerate(leaves) if without(x)]
-        return cls([None if without(x) else x for x in leaves], places, spec)
+def _without(leaves: Sequence[Any], some: Callable[[Any], bool]) -> tuple[list[Any], list[Tensor]]:
+    """Leaves with a mark in place of some tensors, and these."""
+    return [_OUT if some(x) else x for x in leaves], [x for x in leaves if some(x)]
 
-    def filled(self, tensors: Sequence[Tensor]) -> Any:
-        leaves = self.leaves.copy()
-        for i, x in zip(self.places, tensors, strict=True):
-            leaves[i] = x
-        return pytree.tree_unflatten(leaves, self.spec)
+
+def _filled(leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Any:
+    rest = iter(tensors)
+    return pytree.tree_unflatten([next(rest) if x is _OUT else x for x in leaves], spec)
 
 
 class LayerCall:
     """A call as a function of its tensors, which are not held."""
 
-    def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: _Tree) -> None:
-        self._layer, self._owner, self._given = layer, owner, given
-        self._begin = Moment.now()
-        self._result: _Tree | None = None
+    def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: list[Any], spec: Any) -> None:
+        self._layer, self._owner, self._given, self._spec = layer, owner, given, spec
+        self._begin = Replay()
+        self._result: Any = None
         self._prints: list[Tensor] = []  # of what the first run gave
 
     def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -105,50 +82,36 @@ class LayerCall:
                 "gradient_checkpointing_enable() do, which saves nothing of a second derivative; leave them out, or "
                 "take hft.remat there too"
             )
-        _refuse_objects(self._given.leaves)  # what the layer has put into them
-        self._result = _Tree.of(leaves, spec, _differentiable)
-        found = [x for x in leaves if _differentiable(x)]
-        _refuse_captured(found, tensors)
-        self._prints = _prints(found, self._begin.replay)
+        _refuse_objects(self._given)  # what the layer has put into them
+        left, found = _without(leaves, _differentiable)
+        lost = loses_derivative(LAYER, found, tensors)
+        if lost is not None:
+            raise lost
+        self._result, self._prints = (left, spec), _prints(found, self._begin)
         return found
 
     def again(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same as in the first run."""
-        leaves, _ = self._begin.run(lambda: self._run(tensors))
+        leaves, _ = self._begin.again(lambda: self._run(tensors))
         found = [x for x in leaves if _differentiable(x)]
-        _refuse_others(self._prints, _prints(found, self._begin.replay))
+        _refuse_others(self._prints, _prints(found, self._begin))
         return found
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
         """What the layer returned, with other tensors in it; asked for once, since it is not kept."""
-        assert self._result is not None
-        tree, self._result = self._result, None
-        return tree.filled(tensors)
+        (leaves, spec), self._result = self._result, None
+        return _filled(leaves, spec, tensors)
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[list[Any], Any]:
-        own, args, kwargs = self._given.filled(tensors)
-        with twice_differentiable(), torch.enable_grad():  # also in the first run: it may take a derivative itself
-            if self._owner is None:
-                found = self._layer(*args, **kwargs)
-            else:
-                own = {f"owner.{name}": x for name, x in by_place(self._owner, own).items()}
-                found = functional_call(_Inside(self._owner), own, (self._layer, *args), kwargs, tie_weights=False)
-        return pytree.tree_flatten(found)
+        own, args, kwargs = _filled(self._given, self._spec, tensors)
+        owner = self._owner
+        there = nullcontext() if owner is None else _reparametrize_module(owner, by_place(owner, own))
+        with twice_differentiable(), torch.enable_grad(), there:  # also the first time: it may take a derivative itself
+            return pytree.tree_flatten(self._layer(*args, **kwargs))
 
 
 def _differentiable(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
-
-
-class _Inside(nn.Module):
-    """Around a module, so that any function of it is called with other parameters in their places."""
-
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__()
-        self.owner = owner
-
-    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
 
 
 def _refuse_objects(leaves: Sequence[Any]) -> None:
@@ -167,18 +130,6 @@ def _holds_tensors(x: Any, depth: int) -> bool:
         return False
     inside: Iterator[Any] = iter(pytree.tree_leaves([*getattr(x, "__dict__", {}).values()]))
     return isinstance(x, Tensor) or (depth > 0 and any(_holds_tensors(y, depth - 1) for y in inside))
-
-
-def _refuse_captured(found: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    ids = {id(x) for x in given}
-    for node in nodes_below(*(y.grad_fn for y in found)):
-        x = getattr(node, "variable", None)
-        if isinstance(x, Tensor) and id(x) not in ids:
-            raise Captured(
-                f"{LAYER.name} uses a tensor of shape {tuple(x.shape)} that requires grad, or one that is made of it, "
-                "and that is none of its arguments: its derivative would be lost. Pass it: hft.remat(lambda w, x: ..., "
-                "w, x); or give the module that it is a parameter of as the layer; or hold it fixed by detach()"
-            )
 
 
 def _prints(found: Sequence[Tensor], replay: Replay) -> list[Tensor]:

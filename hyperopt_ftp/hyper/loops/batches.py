@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from ...calls import callers_level
+from ...calls import warn_caller
 from ..core.replay import Replay
 from ..guards.call_arguments import is_sequence
 
@@ -22,14 +21,12 @@ def batches_from(step: int, name: str, batches: Any) -> Iterator[Any]:
         yield from (batches[i % len(batches)] for i in count(step))
     rest: Iterator[Any] = iter(())
     if step and _reads_in_order(batches):
-        replay = Replay()  # what is read again has drawn its random numbers already
-        rest = replay.run(replay.now(), lambda: _without(step % max(1, len(batches)), batches))
+        # What is read again has drawn its random numbers already.
+        rest = Replay().again(lambda: _without(step % max(1, len(batches)), batches))
     elif step:
-        warnings.warn(
+        warn_caller(
             f"{name} is read from its beginning: nobody knows where the earlier run was in it; pass a sequence, whose "
-            "batches go by the number of the step, or a DataLoader that does not shuffle",
-            UserWarning,
-            stacklevel=callers_level(),
+            "batches go by the number of the step, or a DataLoader that does not shuffle"
         )
     while True:
         yield from rest

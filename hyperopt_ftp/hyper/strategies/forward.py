@@ -80,17 +80,16 @@ class Forward(Strategy):
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         if problem.asks_batches:
             problem.refuse_shards("Forward")
-        replay = Replay()
-        rng, count = replay.now(), _count(problem, inputs)
+        replay, count = Replay(), _count(problem, inputs)
         if self.chunk is None or count <= self.chunk:
             trained, tangents = self.carry(problem, inputs, 0, count)
         else:  # with leaves, so that a number that is taken of an hparam is seen
             hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
             trained, tangents = self._values(problem, inputs._replace(hparams=hparams)), None
-        return trained, (replay, rng, trained.losses, tangents)
+        return trained, (replay, trained.losses, tangents)
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
-        inputs, (replay, rng, losses, tangents) = run.inputs, run.note
+        inputs, (replay, losses, tangents) = run.inputs, run.note
         given = [*present(cotangents.params), *present(cotangents.state)]
         if tangents is not None:  # all were carried at once
             slopes = _contract(given, tangents)
@@ -99,11 +98,14 @@ class Forward(Strategy):
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                trained, tangents = replay.run(rng, lambda a=a, b=b: self.carry(problem, inputs, a, b))
+                trained, tangents = replay.again(lambda a=a, b=b: self.carry(problem, inputs, a, b))
                 refuse_other_losses(losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
-        return _by_input(problem, inputs, slopes)
+        asked = select_floats(inputs, problem.needs_grad)
+        rows = slopes.split([x.numel() for x in asked])
+        new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]
+        return cotangents_of(inputs, new, problem.needs_grad)
 
     def _values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
@@ -218,12 +220,10 @@ class _Units:
 
     def _of(self, x: Tensor) -> Tensor | None:
         begin, self._at = self._at, self._at + x.numel()
-        low, high = max(begin, self._from), min(self._at, self._to)
-        if low >= high:
+        if max(begin, self._from) >= min(self._at, self._to):
             return None
         unit = torch.zeros((self._to - self._from, x.numel()), dtype=tree.working(x).dtype, device=x.device)
-        places = torch.arange(low, high, device=x.device)
-        unit[places - self._from, places - begin] = 1
+        unit.diagonal(self._from - begin).fill_(1)
         unit = unit.reshape(-1, *x.shape)
         at = layout(x)
         return unit if at is None else replicated(unit, at.mesh)
@@ -242,10 +242,3 @@ def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
     if is_dtensor(tangents):  # shards of different sizes cannot be flattened
         return torch.stack([whole((cotangent * t).sum()) for t in tangents.unbind()])
     return tangents.reshape(len(tangents), cotangent.numel()) @ cotangent.reshape(-1)
-
-
-def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:
-    asked = select_floats(inputs, problem.needs_grad)
-    rows = slopes.split([x.numel() for x in asked])
-    new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]
-    return cotangents_of(inputs, new, problem.needs_grad)

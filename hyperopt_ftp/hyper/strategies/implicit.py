@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +10,19 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level, check_choice, check_count, explained, shown
+from ...calls import check_choice, check_count, explained, shown, warn_caller
 from ...hparams import Domain, check_number
 from ...types import Solver
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import cotangents_of, detached, detached_leaves, floats, is_float, present, select_floats
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
-from ..core.replay import Replay, RngState, refuse_other_losses
+from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import STEADY, Costs, Strategy, few_steps
 from ..core.torch_private import under_transform, values_of
 from ..core.vjp import Vector, dot
-from .fixed_point import System, at_point, solution
+from .fixed_point import SOLVERS, Solved, System, at_point, diverges, solution, tolerance_of
 from .held_state import LIMIT, is_checked, mismatch
-from .solvers import SOLVERS, Solved, diverges, tolerance_of
 
 
 @explained()
@@ -120,10 +118,10 @@ class Implicit(Strategy):
         if not under_transform():  # with leaves, so that a number that is taken of an hparam is seen
             given = inputs._replace(hparams=detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1])
         replay = Replay()
-        return problem.loop(given), (replay, replay.now())
+        return problem.loop(given), replay
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
-        inputs, end, (replay, rng) = run.inputs, run.end, run.note
+        inputs, end, replay = run
         assert end is not None
         end = end._replace(state=detached(end.state))  # held, in derivatives of any order
         if any(bool(values_of(v).any()) for v in present(cotangents.state)):
@@ -131,7 +129,7 @@ class Implicit(Strategy):
                 "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
                 "differentiates the params; take hft.Unroll()"
             )
-        system, point = self.system(problem, inputs, end, replay, rng)
+        system, point = self.system(problem, inputs, end, replay)
         params = [tree.working(x) for x in point[0]]
         slope = [v.to(x) for v, x in zip(present(cotangents.params), params, strict=True)]
         x = solution(system, slope, *point)
@@ -170,7 +168,7 @@ class Implicit(Strategy):
         def trial() -> None:  # a few steps, and a few iterations of the solver, which nobody judges
             replay, end = Replay(), steps.loop(beginning)
             slope = [torch.ones_like(tree.working(x)) for x in floats(end.params)]
-            system, point = self.system(steps, beginning, end, replay, replay.now())
+            system, point = self.system(steps, beginning, end, replay)
             product, solver = system.product(point[0], *point[1:]), SOLVERS[self.solver]
             x = solver(product, slope, min(iterations, STEADY), lambda r: dot(r, r), lambda _: False).x
             del product
@@ -185,7 +183,7 @@ class Implicit(Strategy):
         return Costs(count + 2 * few, few * (iterations + 1 + checked), words, trial)
 
     def system(
-        self, problem: InnerProblem, inputs: TrainInputs, end: TrainOutputs, replay: Replay, rng: RngState
+        self, problem: InnerProblem, inputs: TrainInputs, end: TrainOutputs, replay: Replay
     ) -> tuple[System, list[Vector]]:
         """The linear system at the end of training, and the point: params, hparams, batches, state, constants."""
         count = len(inputs.batches)
@@ -198,7 +196,7 @@ class Implicit(Strategy):
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
             params, hparams, batches, state = rebuild(new)
             # The same random numbers each time: F is one function.
-            steps = replay.run(rng, lambda: [problem.step(params, state, x, hparams) for x in batches])
+            steps = replay.again(lambda: [problem.step(params, state, x, hparams) for x in batches])
             found = values_of(torch.stack([loss.detach() for _, _, loss in steps]))
             losses.append(found)
             refuse_other_losses(losses[0], found, steps=range(count - self.batches, count))
@@ -227,11 +225,9 @@ class Implicit(Strategy):
         if not residual <= (1e3 if self.solver == "cg" else 10.0):
             raise diverges(self.solver, residual)
         if residual > small:
-            warnings.warn(
+            warn_caller(
                 f"Implicit, solver {self.solver!r}, has not converged: residual {residual:.2g} of the right-hand side "
-                f"after {found.iterations} iterations, tolerance {small:.2g}; take more, or accept it by tolerance=",
-                UserWarning,
-                stacklevel=callers_level(),
+                f"after {found.iterations} iterations, tolerance {small:.2g}; take more, or accept it by tolerance="
             )
 
     def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> bool:
@@ -242,21 +238,17 @@ class Implicit(Strategy):
             return False
         ahead = values_of(dot(x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
         if self.solver != "identity" and ahead > 1e-2:
-            warnings.warn(
+            warn_caller(
                 f"Implicit: training has not converged: the rest of the way would change <dL/dp, p> by {ahead:.2g} of "
-                "|dL/dp| |p|; train longer, with a higher learning rate, or on larger batches (or batches=n)",
-                UserWarning,
-                stacklevel=callers_level(),
+                "|dL/dp| |p|; train longer, with a higher learning rate, or on larger batches (or batches=n)"
             )
         return ahead <= 1e-2
 
     def _judge_state(self, found: float) -> None:
         if found > LIMIT:
-            warnings.warn(
+            warn_caller(
                 "Implicit holds the optimizer's state, but the derivatives of the state and of the step do not fit "
                 f"each other (a mismatch of {found:.2g}), so the result is wrong. What is decayed or pulled must reach "
                 "the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam. With lookahead or "
-                "schedule-free take hft.Unroll(). Noisy batches may be another cause: batches=n",
-                UserWarning,
-                stacklevel=callers_level(),
+                "schedule-free take hft.Unroll(). Noisy batches may be another cause: batches=n"
             )

@@ -22,11 +22,10 @@ from ..core.replay import Replay, RngState
 from ..core.second_order import twice_differentiable
 from ..core.strategy import Costs, PlainSteps, Strategy, memory_of_steps
 from ..core.torch_private import keeps_graph, under_transform
-from ..unrolling.budget import Sizes, affordable, peak_of
+from ..unrolling.budget import Sizes, affordable, peak_of, sizes_of
 from ..unrolling.eager import EagerSteps, are_small
 from ..unrolling.plans import Plan, backward_schedule, points_of_every, points_of_tree, root_of, with_graphs
 from ..unrolling.points import Checkpoints, links_pay
-from ..unrolling.probe import sizes_of
 
 
 @explained()

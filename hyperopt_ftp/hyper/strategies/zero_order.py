@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level, check_count, check_flag, explained
+from ...calls import check_count, check_flag, explained, warn_caller
 from ...dtensors import in_layout_of
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -20,7 +20,7 @@ from ..core.leaves import combine, cotangents_of, floats, present, select_floats
 from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
-from ..core.replay import Replay, RngState
+from ..core.replay import Replay
 from ..core.strategy import Costs, Objective, PlainSteps, Strategy, few_steps
 from ..core.torch_private import outside_transforms, under_transform, values_of
 from ..core.vjp import dot
@@ -92,12 +92,11 @@ class ZeroOrder(Strategy):
     ) -> tuple[Tensor, list[Tensor], TrainOutputs]:
         """The objective's value, and the derivative of the objective smoothed: it needs none itself."""
         replay, plain = Replay(), PlainSteps()
-        rng = replay.now()
         # Under a transform somebody may differentiate the value, and the estimate.
         with nullcontext() if under_transform() else torch.no_grad():
             value, run = objective(leaves, plain)
             (seed,) = agreed([self._draw()])
-            found = self.smoothed(lambda x: objective(x, plain)[0], leaves, seed, replay, rng)
+            found = self.smoothed(lambda x: objective(x, plain)[0], leaves, seed, replay)
         return value, found, run
 
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
@@ -110,7 +109,7 @@ class ZeroOrder(Strategy):
 
         def trial() -> Any:
             replay, end = Replay(), steps.loop(few)
-            return end, self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay, replay.now())
+            return end, self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay)
 
         with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -122,10 +121,9 @@ class ZeroOrder(Strategy):
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         if problem.asks_batches:
             problem.refuse_shards("ZeroOrder")
-        replay = Replay()
-        rng, end = replay.now(), problem.loop(inputs)
+        replay, end = Replay(), problem.loop(inputs)
         (seed,) = problem.agreed([self._draw()])
-        return end, (replay, rng, seed)
+        return end, (replay, seed)
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
         inputs, asked = run.inputs, problem.needs_grad
@@ -136,19 +134,19 @@ class ZeroOrder(Strategy):
             outputs = (*floats(end.params), *floats(end.state))
             return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
 
-        replay, rng, seed = run.note
-        found = self.smoothed(along, select_floats(inputs, asked), seed, replay, rng)
+        replay, seed = run.note
+        found = self.smoothed(along, select_floats(inputs, asked), seed, replay)
         return cotangents_of(inputs, found, asked)
 
-    def smoothed(self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState) -> list[Tensor]:
-        """The derivative at x of a smoothed function that gives a scalar, with the random numbers of that state."""
+    def smoothed(self, function: Function, x: list[Tensor], seed: int, replay: Replay) -> list[Tensor]:
+        """The derivative at x of a smoothed function that gives a scalar, with the random numbers of that moment."""
         directions = [self._direction(x, seed + i) for i in range(self.samples)]
         points = [[(u + self.sigma * e).to(u) for u, e in zip(x, row, strict=True)] for row in directions]
         if self.antithetic:
             points += [[(u - self.sigma * e).to(u) for u, e in zip(x, row, strict=True)] for row in directions]
         else:
             points.append(x)
-        values = _everywhere(function, points, replay, rng)
+        values = _everywhere(function, points, replay)
         n = self.samples
         slopes = (values[:n] - values[n:]) / (self.sigma * (2 if self.antithetic else 1) * n)
         columns = zip(*directions, strict=True)
@@ -168,7 +166,7 @@ class ZeroOrder(Strategy):
         return [in_layout_of(e.to(tree.working(u).dtype).to(u.device), u) for u, e in zip(x, rows, strict=True)]
 
 
-def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay, rng: RngState) -> Tensor:
+def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay) -> Tensor:
     """Values at all points, by vmap, or one after the other if vmap fails."""
 
     def together() -> Tensor:
@@ -176,10 +174,10 @@ def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay, 
         return torch.func.vmap(function, randomness="same")(columns)
 
     try:
-        return replay.run(rng, together)
+        return replay.again(together)
     except Exception as error:  # of any kind: the other processes of data_parallel go on one after the other too
-        values = torch.stack([replay.run(rng, lambda p=point: function(p)) for point in points])
-        twice = replay.run(rng, lambda: function(points[0]))
+        values = torch.stack([replay.again(lambda p=point: function(p)) for point in points])
+        twice = replay.again(lambda: function(points[0]))
         first, again = values_of(values)[0].double(), values_of(twice).double()
         slack = torch.finfo(twice.dtype).eps ** 0.75 if twice.is_floating_point() else 0.0  # a count of errors
         if not torch.allclose(first, again, rtol=slack, atol=0.0, equal_nan=True):
@@ -187,9 +185,7 @@ def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay, 
                 "train_loss, or the outer loss, is another function each time it is called: torch's default random "
                 "generators are restored, but not one of its own, NumPy's or Python's; draw such numbers beforehand"
             ) from error
-        warnings.warn(
-            f"ZeroOrder trains its samples one after the other, since vmap cannot take them: {str(error)[:200]}",
-            UserWarning,
-            stacklevel=callers_level(),
+        warn_caller(
+            f"ZeroOrder trains its samples one after the other, since vmap cannot take them: {str(error)[:200]}"
         )
         return values

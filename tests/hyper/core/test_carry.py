@@ -71,7 +71,7 @@ def result(opt: Any, count: int, strategy: Any, resumed: bool, per_layer: bool) 
 def test_one_vector_has_the_values_of_trees_bit_for_bit(name: str, resumed: bool, per_layer: bool):
     opt, count = JOINED[name]
     params = vectors(count)
-    carried = carry_of(opt, params, opt.init(params) if resumed else None, opt.hparams, lambda f: f, steps=5)
+    carried = carry_of(opt, params, opt.init(params) if resumed else None, opt.hparams, opt.update, steps=5)
     assert [len(x) for x in carried.begin()[0]] == [sum(w.numel() for w in params.values())]  # it is one
     values, slopes = result(opt, count, None, resumed, per_layer)
     want, slopes_wanted = result(opt, count, AGAIN, resumed, per_layer)
@@ -84,7 +84,7 @@ def test_one_vector_has_the_values_of_trees_bit_for_bit(name: str, resumed: bool
 
 def test_one_step_of_a_short_rule_is_not_worth_a_vector():
     opt = hft.sgd(lr=0.1)
-    pieces = [len(carry_of(opt, vectors(5), None, opt.hparams, lambda f: f, steps).begin()[0]) for steps in (1, 2)]
+    pieces = [len(carry_of(opt, vectors(5), None, opt.hparams, opt.update, steps).begin()[0]) for steps in (1, 2)]
     assert pieces == [5, 1]
 
 
@@ -179,7 +179,9 @@ def test_rules_of_others_go_by_trees():
     params = {"a": torch.ones(2)}
 
     def kept(rule: Callable[..., Any]) -> type:
-        return type(carry_of(by_rule(rule, Kept, to_tensors(lr=0.1), ("m",)), params, None, {}, lambda f: f, steps=2))
+        opt = by_rule(rule, Kept, to_tensors(lr=0.1), ("m",))
+        return type(carry_of(opt, params, None, {}, opt.update, steps=2))
 
     assert kept(lambda w, g, s, h, t: (w - g, s)) is Trees
-    assert type(carry_of(hft.sgd(), params, None, hft.sgd().hparams, lambda f: f, steps=2)) is Entrywise
+    sgd = hft.sgd()
+    assert type(carry_of(sgd, params, None, sgd.hparams, sgd.update, steps=2)) is Entrywise

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.hyper.guards.readers import may_read
-from hyperopt_ftp.hyper.guards.surroundings import surroundings
+from hyperopt_ftp.hyper.guards.surroundings import may_read, surroundings
 
 tensor_of = torch.tensor
 exp = math.exp

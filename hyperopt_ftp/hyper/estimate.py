@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
-from ... import tree
-from ...calls import explained
-from ...dtensors import is_dtensor
-from ...optimizers import hparam_paths as paths
-from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
-from ..core.inputs import ConstantBatches, TrainInputs
-from ..core.leaves import combine, detached, detached_leaves, is_float
-from ..core.memory import trial_peak
-from ..core.problem import InnerProblem
-from ..core.replay import Replay
-from ..core.second_order import twice_differentiable
-from ..core.strategy import Costs, Strategy, memory_of_steps
-from ..distributed.data_parallel import DataParallel
-from ..guarded import problem_of
-from ..guards.call_arguments import check_batches, check_hparams
-from ..hypergradient import selected, without_start
-from ..train import beside, checked
-from .fake_tensors import FakeParams
+from .. import tree
+from ..calls import explained
+from ..dtensors import is_dtensor
+from ..optimizers import hparam_paths as paths
+from ..types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from .core.inputs import ConstantBatches, TrainInputs
+from .core.leaves import combine, detached, detached_leaves, is_float
+from .core.memory import trial_peak
+from .core.problem import InnerProblem
+from .core.replay import Replay
+from .core.second_order import twice_differentiable
+from .core.strategy import Costs, Strategy, memory_of_steps
+from .distributed.data_parallel import DataParallel
+from .guarded import problem_of
+from .guards.call_arguments import check_batches, check_hparams
+from .hypergradient import selected, without_start
+from .train import beside, checked
 
 
 class Estimate(NamedTuple):
@@ -124,13 +125,13 @@ def estimate(
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    fake, batches = FakeParams(params), check_batches(batches)
+    (mode, fake), batches = _fakes(params), check_batches(batches)
     # A sequence of somebody's own is read entry by entry.
-    known = fake.of(batches) if isinstance(batches, list) else ConstantBatches(batches)
-    full, first = fake.of((check_hparams(optimizer, hparams), state))
-    with fake.mode(), torch.enable_grad():
-        full, strategy = checked(optimizer, local, fake.of(params), full, strategy)
-        everything, tuned = selected(fake.of(params), known, over, full)
+    known = fake(batches) if isinstance(batches, list) else ConstantBatches(batches)
+    params, full, first = fake((params, check_hparams(optimizer, hparams), state))
+    with mode, torch.enable_grad():
+        full, strategy = checked(optimizer, local, params, full, strategy)
+        everything, tuned = selected(params, known, over, full)
         given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
         own = beside(tree.leaves(given["params"]), without_start(given))
         inputs = TrainInputs(own, given["params"], first, given["batches"])
@@ -142,23 +143,48 @@ def estimate(
             return _measured(strategy, problem, inputs)
 
 
+def _fakes(params: Any) -> tuple[AbstractContextManager[Any], Callable[[Any], Any]]:
+    """A context without values, and what takes them from a tree; where params have values, neither does anything.
+
+    Fake tensors can do more than meta tensors: move to another device, combine with real tensors, and draw random
+    numbers. They are on the device of the params.
+    """
+    rows = [x for x in tree.leaves(params) if isinstance(x, Tensor)]
+    if not any(x.is_meta or isinstance(x, FakeTensor) for x in rows):
+        return nullcontext(), lambda values: values
+    own = [x.fake_mode for x in rows if isinstance(x, FakeTensor)]
+    mode = own[0] if own else FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the given one lives as long as its number
+
+    def fake(x: Any) -> Any:
+        if not isinstance(x, Tensor) or isinstance(x, FakeTensor):
+            return x
+        if id(x) not in made:
+            with mode, torch.no_grad():
+                new = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=rows[0].device)
+            made[id(x)] = (x, new.requires_grad_(x.requires_grad))
+        return made[id(x)][1]
+
+    return mode, partial(tree.map_tree, fake)
+
+
 def _measured(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
     replay = Replay()
     looking = problem.guarded(inputs, closed=False)
     try:  # which raises what training would, before anything is measured
-        replay.run(replay.now(), lambda: looking.gradient(inputs.params, inputs.batches[0], inputs.hparams, graph=True))
+        replay.again(lambda: looking.gradient(inputs.params, inputs.batches[0], inputs.hparams, graph=True))
     except DataDependentOutputException as error:
         raise RuntimeError(
             f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
             "that have, or take the number beforehand"
         ) from error
-    found = replay.run(replay.now(), lambda: strategy.costs(looking, inputs))
+    found = replay.again(lambda: strategy.costs(looking, inputs))
     if not isinstance(found, Costs):
         kind = type(strategy).__name__
         raise TypeError(f"{kind}.costs must return hyperopt_ftp.hyper.Costs, got a {type(found).__name__}")
     memory, trial = found.memory, found.trial
     if memory is None and trial is not None:
-        memory = replay.run(replay.now(), lambda: trial_peak(inputs.params, trial))
+        memory = replay.again(lambda: trial_peak(inputs.params, trial))
     if memory is None:
-        memory = replay.run(replay.now(), lambda: memory_of_steps(strategy, problem, inputs, len(inputs.batches)))
+        memory = replay.again(lambda: memory_of_steps(strategy, problem, inputs, len(inputs.batches)))
     return Estimate(memory, found.gradients, found.products, found.plan)

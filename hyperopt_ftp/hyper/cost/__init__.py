@@ -1,1 +1,0 @@
-"""What a hypergradient will take, before it is computed."""
