@@ -30,9 +30,9 @@ PROTOCOL = (
     "example that chose its rate. Differences are to AdamW, chosen alike, with two 95 % intervals: by Student's t over "
     f"the splits, which overlap; and, by groups, by {RESAMPLES:,} resamples of the groups, with new choices in each. "
     "Equal grids: AdamW has its usual rates alone, without those between them. "
-    "Above: the probability, by the same t, that the method's mean is above AdamW's. Within 5 points, at the share that "
-    f"stands first: neither score more than {AS_GOOD:g} points below AdamW's. Numbers behind a method are its shares, "
-    "or its strength."
+    "Above: the probability, by the same t, that the method's mean is above AdamW's. Within 5 points, at the share "
+    f"that stands first: neither score more than {AS_GOOD:g} points below AdamW's. Numbers behind a method are its "
+    "shares, or its strength."
 )
 
 
