@@ -199,11 +199,11 @@ def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
     lost = [] if value is None or not concrete(value) or math.isfinite(value.item()) else ["outer loss"]
     for name, grad in grads.items():
         parts = [x for x in tree.leaves(grad) if concrete(x)]
-        sizes = _sizes(parts)
-        # A norm may be infinite, or 0, by rounding.
-        if not all(map(math.isfinite, sizes)) and not all(map(all_finite, parts)):
+        sums = [_sum(x) for x in parts]
+        # A sum may be infinite, or 0, where no entry is.
+        if not all(map(math.isfinite, sums)) and not all(map(all_finite, parts)):
             lost.append(f"hypergradient of {name!r}")
-        if parts and not any(sizes) and not any(bool(x.any()) for x in parts):
+        if parts and not any(sums) and not any(bool(x.any()) for x in parts):
             warnings.warn(
                 f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps",
                 UserWarning,
@@ -218,8 +218,8 @@ def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
         )
 
 
-def _sizes(parts: list[Tensor]) -> list[float]:
-    """Numbers that are 0, or not finite, where the tensors are."""
-    if any(map(is_dtensor, parts)):  # what all processes have to ask alike
-        return [float((x != 0).any()) if all_finite(x) else math.inf for x in parts]
-    return [x.item() for x in torch._foreach_norm(parts)] if parts else []
+def _sum(x: Tensor) -> float:
+    """A number that is 0, or not finite, where a tensor is."""
+    if is_dtensor(x):  # what all processes have to ask alike
+        return float((x != 0).any()) if all_finite(x) else math.inf
+    return (x if x.numel() == 1 else x.sum()).item()

@@ -26,6 +26,8 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
     """
     rows, rebuild = tree.flatten(values)
     new, leaves = [], []
+    if needs_grad is False:
+        return leaves, rebuild([x.detach() if isinstance(x, Tensor) else x for x in rows])
     for x, is_leaf in zip(rows, _mask(rows, needs_grad), strict=True):
         if isinstance(x, Tensor):
             x = x.detach()

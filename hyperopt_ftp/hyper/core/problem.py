@@ -57,7 +57,7 @@ class Guards(NamedTuple):
     own_leaves: Callable[[], list[Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # one that is frozen takes three times as long to make
 class InnerProblem:
     """K steps: ``params, state <- optimizer.update(d train_loss(params, batch[, hparams["loss"]]) / d params, ...)``.
 
