@@ -85,13 +85,18 @@ def tied(weights: Weights) -> dict[str, str]:
         return {}
     plain = {n: w for n, w in weights.items() if type(w) in (Tensor, torch.nn.Parameter) and not is_wrapped(w)}
     first: dict[Any, str] = {}
-    names = {n: first.setdefault((w.data_ptr(), w.shape, w.stride()), n) for n, w in plain.items() if w.numel()}
+    names = {n: first.setdefault((w.data_ptr(), w.shape, w.stride()), n) for n, w in plain.items() if w.data_ptr()}
     return {name: other for name, other in names.items() if name != other}
 
 
-def check_tied(weights: Weights, shares: Mapping[str, Any]) -> None:
-    """``ValueError`` for one tensor under two names with two shares of the anchor: a module loads the last one."""
+def check_tied(weights: Weights, shares: Mapping[str, Any], far: Weights) -> None:
+    """``ValueError`` for one tensor under two names with two mixtures, as a module would load the last one."""
     for name, other in tied(weights).items():
+        if name in far and other in far and not torch.equal(far[name], far[other]):
+            raise ValueError(
+                f"{other!r} and {name!r} are one tensor (tied weights), and their entries in anchor differ: leave both "
+                "out of anchor, or tie them there too"
+            )
         a, b = shares.get(other, 0.0), shares.get(name, 0.0)
         if a is not b and not any(isinstance(x, Tensor) and is_wrapped(x) for x in (a, b)) and bool(a != b):
             raise ValueError(

@@ -52,5 +52,5 @@ def lines(
     # Layers without an adapter count too, but not a head without an anchor.
     names = far if isinstance(anchor, Mapping) else weights
     scales = {**dict.fromkeys(far, alpha), **by_depth(list(names), layers, alpha, alpha + beta)}
-    check_tied(weights, {name: 1 - scales[name] for name in far})
+    check_tied(weights, {name: 1 - scales[name] for name in far}, far)
     return {name: lerped(w, far[name], 1 - scales[name]) if name in far else copied(w) for name, w in weights.items()}

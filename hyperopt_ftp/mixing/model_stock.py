@@ -68,7 +68,7 @@ def model_stock(
         if wrong:
             raise ValueError(f"models must have the same shapes, but {wrong[:5]} differ")
     names, pairs = set.intersection(*map(set, far)), factors(first, first)
-    check_tied(first, dict.fromkeys(names, 1.0))
+    check_tied(first, dict.fromkeys(names, 1.0), far[0])
     scales = [n for n in first if n.endswith(".alpha") and any(a.startswith(f"{n[:-5]}lora_") for a in pairs)]
     if scales:
         raise ValueError(f"{scales[:5]} are divided by the rank, which is K times as large afterwards; {MERGE}")

@@ -43,8 +43,8 @@ def wise(
         TypeError: something that is not a dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor without floating-point
             tensors, or with an entry that is not in ``weights``, has another shape, or is complex and not the same;
-            tied weights with two strengths; LoRA's factors with an anchor whose product is not 0; parts of adapters
-            that are no product of two (DoRA, LoHa).
+            tied weights with two strengths or two anchors; LoRA's factors with an anchor whose product is not 0; parts
+            of adapters that are no product of two (DoRA, LoHa).
 
     >>> import torch, hyperopt_ftp as hft
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
@@ -59,7 +59,7 @@ def wise(
         raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor (LoRA's B has)")
     for share in shares.values():
         check_number("strength", share, _SHARE)
-    check_tied(weights, shares)
+    check_tied(weights, shares, far)
     return {name: lerped(w, far[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
 
 
@@ -113,7 +113,7 @@ def learned_wise(
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
     weights = detached(weights)
-    check_tied(weights, dict.fromkeys(far, 1.0))  # both of two are mixed, or none
+    check_tied(weights, dict.fromkeys(far, 1.0), far)  # both of two are mixed, or none
     same = {name: other for name, other in tied(weights).items() if name in far}
     own = {name: weights[name] for name in far if name not in statistics and name not in same}
     shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in own.items()}

@@ -174,6 +174,11 @@ def test_entries_that_cannot_be_mixed_stay():
 # -- Model Stock ------------------------------------------------------------------------------------------------------
 
 
+def test_tensors_without_memory_are_not_taken_for_tied():
+    w = {name: torch.empty(2, device="meta") for name in "ab"}
+    assert hft.wise(w, {name: torch.empty(2, device="meta") for name in w}, {"a": 0.1, "b": 0.9}).keys() == w.keys()
+
+
 def test_a_whole_checkpoint_is_refused_and_not_left_unmixed():
     w, w0 = pair()
     with pytest.raises(ValueError, match="'model' is a dict of tensors, as in a checkpoint: give weights"):
@@ -196,6 +201,7 @@ def test_tied_weights_are_mixed_alike_under_both_names():
         lambda: hft.wise(w, short),
         lambda: hft.lines(w, w0, ["0", "1"]),
         lambda: hft.wise(w, w0, {"0.weight": 1}),
+        lambda: hft.wise(w, {**w0, "1.weight": w0["1.weight"] + 1}),
     ):
         with pytest.raises(ValueError, match=r"'0.weight' and '1.weight' are one tensor \(tied weights\)"):
             mix()
