@@ -114,7 +114,8 @@ def learned_wise(
     statistics = set(statistics)
     weights = detached(weights)
     check_tied(weights, dict.fromkeys(far, 1.0), far)  # both of two are mixed, or none
-    same = {name: other for name, other in tied(weights).items() if name in far}
+    alike = {name: other for name, other in tied(weights).items() if name in far}
+    same = {name: other for name, other in alike.items() if (name in statistics) == (other in statistics)}
     own = {name: weights[name] for name in far if name not in statistics and name not in same}
     shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in own.items()}
     mixing = _mixing(far, shares)
@@ -131,7 +132,7 @@ def learned_wise(
     def slopes(shares: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], None]:
         if not own:
             return {}, None
-        rest = mixed({name: share for name, share in whole(shares).items() if name in following})
+        rest = mixed({name: share for name, share in whole(shares).items() if same.get(name, name) in following})
 
         def outer(p: dict[str, Tensor]) -> Tensor:
             return outer_loss({**rest, **p, **{name: p[other] for name, other in same.items() if other in p}}, batch)

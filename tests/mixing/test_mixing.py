@@ -221,6 +221,14 @@ def test_tied_weights_learn_one_share_by_the_derivative_of_both_places():
         assert torch.equal(both["a"], both["b"])
         assert torch.equal(both["a"], alone["a"])
     assert 0.01 < once[1]["a"] < 0.99
+    seen: list[float] = []
+    see = lambda p, x: seen.append(p["m.mean"].item() - p["n.mean"].item()) or p["m.w"].sum()  # noqa: E731
+    mean = torch.ones(())
+    net = {"m.w": w, "m.mean": mean, "n.w": w + 1, "n.mean": mean}
+    far = {"m.w": w0, "m.mean": mean + 1, "n.w": w0, "n.mean": mean + 1}
+    _, shares = hft.learned_wise(net, far, see, batches, statistics=["m.mean", "n.mean"])
+    assert shares["m.mean"] == shares["n.mean"] == shares["m.w"] != shares["n.w"]
+    assert set(seen) == {0.0}
     with pytest.raises(ValueError, match=r"'a' and 'b' are one tensor \(tied weights\)"):
         hft.learned_wise({"a": w, "b": w}, {"a": w0}, lambda p, x: p["a"].sum(), batches, strength=0.0)
 

@@ -106,8 +106,11 @@ class Entrywise:
             check_grads(self._rebuild(grads), self._rebuild(at))  # which says so
         if self._rule.maximize:
             grads = [-g for g in grads]
-        found = [rule(w, g, s, h, step + 1) for w, g, s, h in zip(at, grads, rows, self._h, strict=True)]
-        return [w for w, _ in found], (step + 1, [s for _, s in found])
+        t = step = step + 1
+        if self._rule.plain and isinstance(t, Tensor):  # of a transform
+            t = t.double()  # a Python number to the power of an int64 tensor is a float32
+        found = [rule(w, g, s, h, t) for w, g, s, h in zip(at, grads, rows, self._h, strict=True)]
+        return [w for w, _ in found], (step, [s for _, s in found])
 
     def end(self, at: list[Tensor], state: Any) -> tuple[Params, State]:
         step, rows = state

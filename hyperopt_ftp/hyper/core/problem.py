@@ -264,7 +264,7 @@ class PlainLoop:
         loss = self._loss(at, batch)
         if graph and not live:
             live = self._asked or (bool(requiring_grad(batch)) if visible else self._depends(loss, at, alike))
-        return self.problem.gradient_of(loss, at, live), loss
+        return self.problem.gradient_of(loss, at, live), loss if live else loss.detach()  # whose graph is freed
 
     def _are_alone(self, at: list[Tensor], batch: Any) -> bool:
         """Whether params are leaves that a loss gets in one place only, so that a gradient in them is partial."""

@@ -73,7 +73,7 @@ def mismatch(
     direct[0], direct[3], there[3] = [], [], []  # of the size of params and state, and done with
     # M is another one, if there is any: y = M^T w solves y^T dF = w^T dS in the params, and then in all else.
     y = replace(system, damping=0.0, judge=lambda _: None).solve(there[0], *point)
-    if _worst(y.residual) >= 1e3:  # there is none
+    if not _worst(y.residual) < 1e3:  # there is none, or no number
         return found
     there[0] = []
     here = at_point(system, point)[1]([*y.x, *(torch.zeros_like(tree.working(x)) for x in point[3])])

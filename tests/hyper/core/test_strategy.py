@@ -41,6 +41,27 @@ class Central(Strategy):
         return TrainInputs({**nothing, "lr": (reached(lr + e) - reached(lr - e)) / (2 * e)}, None, None, None)
 
 
+def test_losses_that_a_strategy_takes_from_its_steps_keep_no_freed_graph():
+    class Own(Strategy):
+        def __call__(self, problem, inputs):
+            params, state, losses = inputs.params, problem.begun(inputs).state, []
+            for batch in inputs.batches:
+                params, state, loss = problem.step(params, state, batch, inputs.hparams)
+                losses.append(loss)
+            return TrainOutputs(params, state, torch.stack(losses))
+
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    w, x = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    run = hft.train(hft.sgd(lr=lr), lambda p, b: ((p - b) ** 2).sum() / 2, w, [x] * 3, strategy=Own())
+    (run.params.sum() + run.losses.sum()).backward()
+    a = 1 - 0.1  # w_k = a^k, the losses a^2k: 2 (-3 a^2) + (-2 a - 4 a^3), where they have a graph
+    assert lr.grad.item() == pytest.approx(-6 * a**2 - 2 * a - 4 * a**3, rel=1e-12)
+    with torch.no_grad():
+        assert not hft.train(
+            hft.sgd(lr=lr), lambda p, b: ((p - b) ** 2).sum() / 2, w, [x], strategy=Own()
+        ).losses.requires_grad
+
+
 def test_a_pullback_of_ones_own_draws_the_numbers_of_the_training():
     def dropped(p, x):
         return ((F.dropout(p, 0.4) - x) ** 2).sum()
