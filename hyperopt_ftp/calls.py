@@ -172,13 +172,7 @@ def check_compile(compile: Any) -> None:
 
 def warn_caller(text: str) -> None:
     """A ``UserWarning`` at the first line that is neither of this package nor of torch."""
-    warnings.warn(text, UserWarning, stacklevel=callers_level())
-
-
-def callers_level() -> int:
-    """``stacklevel`` of the first line that is neither of this package nor of torch, for a warning of the function
-    that calls this one."""
-    level, frame = 1, sys._getframe(1)
+    level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
         level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(text, UserWarning, stacklevel=level)

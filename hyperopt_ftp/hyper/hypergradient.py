@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import callers_level, explained
+from ..calls import explained, warn_caller
 from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers import hparam_paths as paths
@@ -204,17 +203,13 @@ def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
         if not all(map(math.isfinite, sums)) and not all(map(all_finite, parts)):
             lost.append(f"hypergradient of {name!r}")
         if parts and not any(sums) and not any(bool(x.any()) for x in parts):
-            warnings.warn(
-                f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps",
-                UserWarning,
-                stacklevel=callers_level(),
+            warn_caller(
+                f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps"
             )
     if lost and value is not None:
-        warnings.warn(
+        warn_caller(
             f"the {lost[0]} is not finite, so training went wrong or cannot be differentiated there: look at the "
-            "losses of hft.train with the same arguments; take a smaller learning rate, or clip (hft.clipped)",
-            UserWarning,
-            stacklevel=callers_level(),
+            "losses of hft.train with the same arguments; take a smaller learning rate, or clip (hft.clipped)"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import callers_level, check_flag, explained
+from ..calls import check_flag, explained, warn_caller
 from ..devices import two_devices
 from ..dtensors import is_dtensor
 from ..hparams import concrete
@@ -238,12 +237,10 @@ def warn_of_constant_start(strategy: Strategy, params: Params, others: Any) -> N
     asked, elsewhere = requiring_grad(params), set(map(id, requiring_grad(others)))
     meant = any(x.is_leaf and not isinstance(x, torch.nn.Parameter) and id(x) not in elsewhere for x in asked)
     if meant or (asked and not elsewhere):
-        warnings.warn(
+        warn_caller(
             f"params require grad, and this {type(strategy).__name__} takes the start of training for a constant, so "
             "they get no derivative (their .grad stays None): take hft.Unroll(), with first_order=True for first-order "
-            "MAML; to hold them fixed pass their detach()",
-            UserWarning,
-            stacklevel=callers_level(),
+            "MAML; to hold them fixed pass their detach()"
         )
 
 
@@ -260,19 +257,15 @@ def _warn_of_nan(losses: Tensor) -> None:
     if not concrete(losses) or all_finite(losses):
         return
     k = int((~losses.isfinite()).nonzero()[0])
-    warnings.warn(
+    warn_caller(
         f"the training loss of step {k} of {len(losses)} is {losses[k].item()}, so what was trained is of no use: take "
-        "a smaller learning rate, or clip (hft.clipped)",
-        UserWarning,
-        stacklevel=callers_level(),
+        "a smaller learning rate, or clip (hft.clipped)"
     )
 
 
 def _warn_of_float16(inputs: TrainInputs) -> None:
     if any(x.dtype == torch.float16 for x in tree.leaves(inputs.params)) and has_derivative(inputs):
-        warnings.warn(
+        warn_caller(
             "under a torch.func transform, and between steps that are made one by one, the adjoints of float16 params "
-            "are float16 too, where small ones vanish; train keeps them in float32 without a transform",
-            UserWarning,
-            stacklevel=callers_level(),
+            "are float16 too, where small ones vanish; train keeps them in float32 without a transform"
         )

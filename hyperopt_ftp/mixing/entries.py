@@ -92,17 +92,24 @@ def tied(weights: Weights) -> dict[str, str]:
 def check_tied(weights: Weights, shares: Mapping[str, Any], far: Weights) -> None:
     """``ValueError`` for one tensor under two names with two mixtures, as a module would load the last one."""
     for name, other in tied(weights).items():
-        if name in far and other in far and not torch.equal(far[name], far[other]):
+        if name in far and other in far and _differ(far[other], far[name]):
             raise ValueError(
                 f"{other!r} and {name!r} are one tensor (tied weights), and their entries in anchor differ: leave both "
                 "out of anchor, or tie them there too"
             )
         a, b = shares.get(other, 0.0), shares.get(name, 0.0)
-        if a is not b and not any(isinstance(x, Tensor) and is_wrapped(x) for x in (a, b)) and bool(a != b):
+        if _differ(a, b):
             raise ValueError(
                 f"{other!r} and {name!r} are one tensor (tied weights), with {float(a)} and {float(b)} of the anchor, "
                 "and loading keeps the last one: give both the same, and an anchor with both, such as a state_dict()"
             )
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two tensors or numbers are known to: of what is under a transform, nothing is."""
+    if a is b or any(isinstance(x, Tensor) and is_wrapped(x) for x in (a, b)):
+        return False
+    return bool(torch.as_tensor(a != b).any())
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:

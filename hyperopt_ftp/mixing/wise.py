@@ -114,8 +114,7 @@ def learned_wise(
     statistics = set(statistics)
     weights = detached(weights)
     check_tied(weights, dict.fromkeys(far, 1.0), far)  # both of two are mixed, or none
-    alike = {name: other for name, other in tied(weights).items() if name in far}
-    same = {name: other for name, other in alike.items() if (name in statistics) == (other in statistics)}
+    same = {name: other for name, other in tied(weights).items() if name in far}
     own = {name: weights[name] for name in far if name not in statistics and name not in same}
     shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in own.items()}
     mixing = _mixing(far, shares)

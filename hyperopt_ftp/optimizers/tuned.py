@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import callers_level, explained
+from ..calls import explained, warn_caller
 from ..hparams import complete, concrete
 from ..types import Constraint, HParams, Optimizer, Params, State, UpdateFn, check_optimizer
 from . import hparam_paths as paths
@@ -41,11 +40,9 @@ def warn_of_nan(tuned: Mapping[str, Any]) -> None:
     """Warn of values, by path, that an optimizer has tuned to NaN."""
     lost = [path for path, value in tuned.items() if any(concrete(x) and x.isnan().any() for x in tree.leaves(value))]
     if lost:
-        warnings.warn(
+        warn_caller(
             f"{lost[0]!r} has been tuned to NaN, so what it moves is lost: lower the learning rate of what tunes it "
-            "(by), clip its hypergradient (by=hft.clipped(...)), or tune its logarithm (constrain)",
-            UserWarning,
-            stacklevel=callers_level(),
+            "(by), clip its hypergradient (by=hft.clipped(...)), or tune its logarithm (constrain)"
         )
 
 

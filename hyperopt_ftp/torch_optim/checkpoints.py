@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..calls import callers_level
+from ..calls import warn_caller
 from ..hparams import is_number
 from .checks.names import names_in
 from .checks.saved import check_maker, check_order, check_state
@@ -70,11 +69,9 @@ def warn_of_another_anchor(opt: Optimizer, mover: Mover, saved: Mapping[str, Any
         return
     pairs = (pair for group in opt.param_groups for pair in zip(group["params"], group["constrained"], strict=True))
     if any(opt.state.get(p) for p, constrained in pairs if constrained):
-        warnings.warn(
+        warn_caller(
             f"the checkpoint is of an optimizer without an anchor, so {maker(opt, mover)} takes the weights as they "
-            "are at its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
-            UserWarning,
-            stacklevel=callers_level(),
+            "are at its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()"
         )
 
 

@@ -171,9 +171,6 @@ def test_entries_that_cannot_be_mixed_stay():
         assert mixed["_extra_state"] == {"a": 1}
 
 
-# -- Model Stock ------------------------------------------------------------------------------------------------------
-
-
 def test_tensors_without_memory_are_not_taken_for_tied():
     w = {name: torch.empty(2, device="meta") for name in "ab"}
     assert hft.wise(w, {name: torch.empty(2, device="meta") for name in w}, {"a": 0.1, "b": 0.9}).keys() == w.keys()
@@ -195,6 +192,7 @@ def test_tied_weights_are_mixed_alike_under_both_names():
     assert torch.equal(hft.wise(w, w0, 0.25)["1.weight"], hft.wise(w, w0, 0.25)["0.weight"])
     hft.lines(w, w0, ["0", "1"], alpha=0.5, beta=0.0)
     torch.func.vmap(lambda s: hft.wise(w, w0, s))(torch.tensor([0.0, 0.5]))
+    torch.func.vmap(lambda x: hft.wise(w, {**w0, "0.weight": x, "1.weight": x.clone()}))(torch.zeros(2, 3, 3))
     short = {name: w0[name] for name, _ in net.named_parameters()}
     for mix in (
         lambda: hft.model_stock([w, copy.deepcopy(w)], short),
@@ -247,6 +245,9 @@ def test_complex_entries_are_mixed_as_pairs_of_real_ones_and_not_left_out(mix):
         mix(w, w0)
     real = mix({**w, "w": torch.view_as_real(w["w"])}, {**w0, "w": torch.view_as_real(w0["w"])})
     assert not torch.equal(real["w"], torch.view_as_real(w["w"]))
+
+
+# -- Model Stock ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

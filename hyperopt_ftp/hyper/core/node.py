@@ -207,7 +207,7 @@ class TrainNode(torch.autograd.Function):
             elif torch.is_grad_enabled():
                 found = job.pullback_with_graph(tensors, given)
             else:
-                with job.replay.without_autocast():
+                with job.replay.autocast(on=False):
                     found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
                 if not keeps_graph():
                     job.note, job.versions = None, []

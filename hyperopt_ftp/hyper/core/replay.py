@@ -45,11 +45,11 @@ class Replay:
         return [torch.get_rng_state(), *(self._module.get_rng_state(i) for i in range(self._count))]
 
     @contextmanager
-    def without_autocast(self, but: bool = False) -> Iterator[None]:
-        """For a backward pass, whose dtypes are those of the forward pass; ``but``: with that of the moment."""
+    def autocast(self, on: bool = True) -> Iterator[None]:
+        """That of the moment, or none: for a backward pass, whose dtypes are those of the forward pass."""
         with ExitStack() as stack:
             for kind, dtype, enabled in self._autocast:
-                enabled = enabled and but
+                enabled = enabled and on
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
@@ -63,7 +63,7 @@ class Replay:
         before = self.now()
         try:
             self.rewind(rng)
-            with self.without_autocast(but=True):
+            with self.autocast():
                 return function()
         finally:
             self.rewind(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import callers_level
+from ...calls import warn_caller
 from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.memory import storage_of
@@ -140,7 +139,7 @@ class GuardedLoss:
             if operations.error is not None:
                 raise operations.error
             if id(loss) in calls.detached and not needs.constant_gradient:
-                warnings.warn(_WARN_OF_DETACH, UserWarning, stacklevel=callers_level())
+                warn_caller(_WARN_OF_DETACH)
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)

@@ -141,7 +141,7 @@ def _prints(found: Sequence[Tensor], replay: Replay) -> list[Tensor]:
     rows = [y.float() if y.is_cpu and y.itemsize < 4 else y for y in rows if y.is_floating_point()]
     wide = [torch.promote_types(y.dtype, torch.float32) for y in rows]
     waves = [torch.arange(y.numel(), dtype=d, device=y.device).cos_() for y, d in zip(rows, wide, strict=True)]
-    with replay.without_autocast():
+    with replay.autocast(on=False):
         pairs = [(torch.linalg.vector_norm(y), y.flatten() @ w.to(y)) for y, w in zip(rows, waves, strict=True)]
     return [torch.stack(pair) for pair in pairs]
 

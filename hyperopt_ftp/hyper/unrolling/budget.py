@@ -107,7 +107,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
             del new_params, new_state, moved, new, own
             held = meter.live()
             meter.peak()
-            with replay.without_autocast():
+            with replay.autocast(on=False):
                 new_p, new_s, more, of_batch = probe.back(k, points, back_p, back_s)
             back = meter.peak() - held
         return Sizes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from ...calls import MOST, callers_level, did_you_mean, few
+from ...calls import MOST, did_you_mean, few, warn_caller
 from ...types import Excludes
 
 #: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
@@ -76,10 +75,9 @@ class Exclude:
             known = few(bare)
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")
         if self.entries and not any(held for group in groups for held in group["constrained"]):
-            warnings.warn(
+            warn_caller(
                 f"exclude leaves {title} no parameter of {len(names)} to hold, until add_param_group brings others; "
-                "exclude what is new alone, such as the head",
-                stacklevel=callers_level(),
+                "exclude what is new alone, such as the head"
             )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 
 from ...anchored.projections import FLOOR
-from ...calls import callers_level
+from ...calls import warn_caller
 from ...hparams import concrete
 from ..drop_in import DropIn, scalars
 
@@ -59,5 +58,5 @@ def _look(opt: DropIn, steps: int) -> bool:
         )
     else:
         return False
-    warnings.warn(said, UserWarning, stacklevel=callers_level())
+    warn_caller(said)
     return True
