@@ -69,7 +69,7 @@ def test_a_loss_made_anew_is_the_new_one(name: str):
         new = made(1.0, torch.full((4,), value, dtype=F64))
         torch.testing.assert_close(slope(new, batches(3), compiled), slope(new, batches(3), eager))
     other = made(2.0, torch.ones(4, dtype=F64))
-    with pytest.warns(UserWarning, match="compiled again: something that the training loss or the optimizer closes ov"):
+    with pytest.warns(UserWarning, match="program was compiled again, for other shapes"):
         got = slope(other, batches(3), compiled)
     torch.testing.assert_close(got, slope(other, batches(3), eager))
 
@@ -85,11 +85,8 @@ def test_shapes_of_one_run_have_programs_of_their_own_and_another_one_is_said(na
         slope(loss, [*data, data[0][:2]], compiled)
     for n in (4, 7):  # any number of steps
         torch.testing.assert_close(slope(loss, batches(n), compiled), slope(loss, batches(n), eager))
-    for others, said in (
-        ([x[:1] for x in batches(3)], r"one for each step, of shape \(1, 3\) on cpu and was float64"),
-        (data[:1] * 3, r"the same for each step, of shape \(5, 3\) on cpu and was"),
-    ):
-        with pytest.warns(UserWarning, match=f"batches is float64 {said}"):
+    for others in ([x[:1] for x in batches(3)], data[:1] * 3):  # other shapes, and one batch for each step
+        with pytest.warns(UserWarning, match="compiled again, for other shapes"):
             got = slope(loss, others, compiled)
         torch.testing.assert_close(got, slope(loss, others, eager))
 

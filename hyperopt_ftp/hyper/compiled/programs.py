@@ -1,4 +1,4 @@
-"""Programs of torch.compile, cached in the process; compilations and their reasons are reported."""
+"""Programs of torch.compile, cached in the process; compilations are reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import shown, warn_caller
+from ...calls import warn_caller
 from ...types import Compile
 from . import scan
 
@@ -34,7 +34,7 @@ class Program:
         self._function, self._backend = function, backend
         self._what: str = f"{function.__name__} program"
         self._lock = threading.RLock()
-        self._made_for: dict[str, str] = {}  # the last time that something was compiled
+        self._made = False  # whether something was compiled, and not refused
         self._began: float | None = None  # when something was compiled in this call
         self._begin()
 
@@ -60,7 +60,7 @@ class Program:
         from torch._inductor.exc import InductorError
 
         with self._lock:
-            if look and not self._made_for:
+            if look and not self._made:
                 look()
             if look and seeds is None and any(self._draws):
                 seeds = torch.randint(2**62, (steps,))
@@ -82,32 +82,34 @@ class Program:
                 logging.getLogger("hyperopt_ftp").info(
                     "compiled the %s in %.0f s", self._what, time.monotonic() - self._began
                 )
-                self._note(given, look, planned)
+                self._note(look, planned)
             if look and seeds is None and any(self._draws):  # as has come out when it was compiled
                 return self.run(given, steps, None, look, planned)
             return found, seeds
 
-    def _note(self, given: tuple[Any, ...], look: Callable[[], Any] | None, planned: bool) -> None:
-        """Keep what it was compiled for; the second time, look again and say what is another."""
-        was, self._made_for = self._made_for, dict(_described([*given[1], *given[2:]]))
-        if not was:
+    def _note(self, look: Callable[[], Any] | None, planned: bool) -> None:
+        """Look again where it was compiled a second time, and say so."""
+        if not self._made:
+            self._made = True
             return
         try:
             if look:
                 look()
         except BaseException:
-            self._made_for = {}  # else what is refused would run the next time, without a look
+            self._made = False  # else what is refused would run the next time, without a look
             self._begin()
             raise
         if not planned:
-            text = f"the {self._what} was compiled again: {_difference(was, self._made_for)}"
-            warn_caller(f"{text}. TORCH_LOGS=recompiles says more")
+            warn_caller(
+                f"the {self._what} was compiled again, for other shapes, dtypes or values that the loss or the "
+                "optimizer closes over; TORCH_LOGS=recompiles says which"
+            )
 
     def _compiles(self) -> None:
         """Is called where torch.compile compiles."""
         if self._began is None:  # torch may begin anew in one compilation
             self._began = time.monotonic()
-            if not self._made_for:  # what is compiled anew has a warning
+            if not self._made:  # what is compiled anew has a warning
                 logging.getLogger("hyperopt_ftp").info(
                     "compiling the %s: ten seconds to two minutes on a CPU, far longer for deep convolutional "
                     "networks; once for this optimizer, loss and shapes, whatever the number of steps",
@@ -152,21 +154,4 @@ def kind(x: Any) -> Any:
     """Dtype, shape and device of a tensor, in words; anything else is its own kind."""
     if not isinstance(x, Tensor):
         return x
-    shape = f"of shape {tuple(x.shape)}"
-    if hasattr(x, "_dynamo_dynamic_indices"):
-        shape = f"{'the same' if x.stride(0) == 0 else 'one'} for each step, of shape {tuple(x.shape[1:])}"
-    return f"{str(x.dtype).removeprefix('torch.')} {shape} on {x.device}"
-
-
-def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """What a program depends on, by name, in words."""
-    for name, part in zip(("params", "state", "batches", "hparams", "what is asked for", "rows"), parts, strict=False):
-        for path, x in tree.named(part):
-            yield f"{name}.{path}" if path else name, kind(x) if isinstance(x, Tensor) else shown(x)
-
-
-def _difference(was: dict[str, str], now: dict[str, str]) -> str:
-    changes = [f"{name} is {x} and was {was.get(name, 'absent')}" for name, x in now.items() if x != was.get(name)]
-    changes += [f"{name} is absent" for name in was if name not in now]
-    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-    return "; ".join(changes[:3]) + more or "something that the training loss or the optimizer closes over is another"
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)} on {x.device}"
