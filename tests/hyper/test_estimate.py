@@ -204,6 +204,7 @@ OTHERS = {
     "forward, 2": hft.Forward(chunk=2),
     "neumann": hft.Implicit(iterations=4, tolerance=0.0),
     "cg": hft.Implicit("cg", iterations=3, tolerance=0.0, batches=2),
+    "dense": hft.Implicit("dense"),
     "identity": hft.Implicit("identity", batches=3),
 }
 

@@ -67,16 +67,22 @@ def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done
         beta = ratio(rr, old)
         p = [u + beta.to(u) * v for u, v in zip(r, p, strict=True)]
         if done(size(r)):
-            return Solved(x, i + 1, size(r))
+            iterations = i + 1
+            break
     # Where A is not positive the iterations may still arrive; if not, what they have found is no solution at all.
     lost = bent & (size(r) > 1)
-    return Solved(x, iterations, torch.where(lost, torch.inf, size(r)))
+    # Where A is singular, x grows until rounding parts r from b - A x.
+    return Solved(x, iterations, torch.where(lost, torch.inf, size(_left(matvec, b, x))))
 
 
 def dense(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:
     """By the matrix itself, whatever it is."""
     x = solved_by(columns_of(matvec, b), b)
-    return Solved(x, sum(u.numel() for u in b), size([u - v for u, v in zip(b, matvec(x), strict=True)]))
+    return Solved(x, sum(u.numel() for u in b), size(_left(matvec, b, x)))
+
+
+def _left(matvec: Any, b: Vector, x: Vector) -> Vector:
+    return [u - v for u, v in zip(b, matvec(x), strict=True)]
 
 
 def columns_of(matvec: Any, like: Vector) -> Tensor:

@@ -160,7 +160,8 @@ class Implicit(Strategy):
         self._check(inputs)
         count, few = len(inputs.batches), self.batches
         entries = sum(x.numel() for x in floats(inputs.params))
-        iterations = {"dense": entries, "identity": 0}.get(self.solver, self.iterations)
+        # Where it is no bound, the residual takes one product more.
+        iterations = {"dense": entries + 1, "identity": 0, "cg": self.iterations + 1}.get(self.solver, self.iterations)
         checked = is_checked(self.solver, floats(inputs.params), floats(inputs.state), Replay())
         steps, beginning = few_steps(problem, inputs, max(few, STEADY))
 

@@ -87,6 +87,21 @@ def test_conjugate_gradients_may_rise_on_the_way_and_refuse_a_saddle():
     torch.testing.assert_close(*slope([-1.0, -1.0], 1, weights=(1.0, 0.0)))  # arrives, whatever the matrix is
 
 
+@pytest.mark.parametrize("solver", ["cg", "dense"])
+def test_a_singular_system_has_a_residual_that_is_not_small(solver):
+    """Along a * b = x nothing moves, but the outer loss looks there. Conjugate gradients end with an x of 1e16."""
+    reports = []
+
+    def valley(p, x):
+        return (p[0] * p[1] - x).square().sum()
+
+    start, x = f64([[1.0, 1.0], [0.5, 0.5]]), f64([1.5, 0.7])
+    strategy, opt = hft.Implicit(solver, 50, report=reports.append), hft.sgd(lr=0.05)
+    with pytest.warns(UserWarning, match="has not converged: residual"):
+        call(valley, strategy, "batches.499", None, lambda p: p[0].sum(), start, [x] * 500, opt)
+    assert reports[0].residual > 0.1
+
+
 def test_training_that_has_not_converged_warns():
     with pytest.warns(UserWarning, match=r"training has not converged: the rest of the way would change <dL/dp, p>"):
         implicit(hft.Implicit("cg", 3), steps=3)
