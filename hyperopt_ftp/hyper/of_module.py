@@ -19,6 +19,7 @@ from ..calls import did_you_mean, explained, few, shown
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
 from .core.inputs import BufferedState, TrainOutputs
+from .core.replay import in_modes, modes_of
 from .core.torch_private import by_place, differentiated_outside, has_graph, has_saved_tensor_hooks, top_level
 from .distributed.data_parallel import DataParallel
 
@@ -112,7 +113,7 @@ class OfModule:
         self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
     ) -> tuple[tuple[Optimizer, Any, Any, State], Callable[[TrainOutputs], TrainOutputs]]:
         """The arguments of a training whose params carry the buffers, and what takes these out of its outputs."""
-        step = partial(self.step, [(m, m.training) for m in self.net.modules()])
+        step = partial(self.step, modes_of(self.net))
         train_loss = step if train_loss is self else replace(train_loss, loss=step)
         if not self._carries:
             return (optimizer, train_loss, params, state), lambda run: run
@@ -163,21 +164,17 @@ class OfModule:
     def _at(self, values: dict[str, Tensor], modes: Any, batch: Any, own: tuple[Any, ...]) -> Any:
         """The loss with such params and buffers, which it changes."""
         net, method = self.net, self.method
-        other = [m for m, mode in modes if m.training != mode]  # since training began
         free = torch.compiler.is_compiling() or has_saved_tensor_hooks()  # of the caller's
         there = by_place(net, values)
-        for m in other:
-            m.training = not m.training
         try:
             with (
+                in_modes(modes),
                 nullcontext() if free else disable_saved_tensors_hooks(_CHECKPOINTS),
                 _reparametrize_module(net, there),
             ):
                 return method(net, batch, *own) if method else net(batch, *own)
         finally:
             values.update({n: there[n] for n in values if n in there})  # a module may put in another tensor, too
-            for m in other:
-                m.training = not m.training
 
     def _once(self, params: Any) -> dict[str, Tensor]:
         """Params by name, of a tied weight the first."""

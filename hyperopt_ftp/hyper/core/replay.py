@@ -1,4 +1,4 @@
-"""What a recomputed step needs: the random numbers and the autocast of the first run."""
+"""What a recomputed step needs: the random numbers, the autocast and the modes of modules of the first run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ...dtensors import local
@@ -73,6 +73,24 @@ class Replay:
         torch.set_rng_state(cpu)
         for i, state in enumerate(devices):
             self._module.set_rng_state(state, i)
+
+
+def modes_of(net: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Which of its modules are in ``train()``."""
+    return [(m, m.training) for m in net.modules()]
+
+
+@contextmanager
+def in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
+    """With modules as they were when :func:`modes_of` was asked."""
+    other = [m for m, mode in modes if m.training != mode]
+    for m in other:
+        m.training = not m.training
+    try:
+        yield
+    finally:
+        for m in other:
+            m.training = not m.training
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:

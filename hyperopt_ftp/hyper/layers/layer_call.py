@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ...dtensors import local
 from ...hparams import concrete
 from ..core.graph import stand_in
-from ..core.replay import Replay
+from ..core.replay import Replay, in_modes, modes_of
 from ..core.second_order import twice_differentiable
 from ..core.torch_private import by_place
 from ..guards.graphs import loses_derivative
@@ -62,7 +62,7 @@ class LayerCall:
 
     def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: list[Any], spec: Any) -> None:
         self._layer, self._owner, self._given, self._spec = layer, owner, given, spec
-        self._begin = Replay()
+        self._begin, self._modes = Replay(), modes_of(owner) if owner else []
         self._result: Any = None
         self._prints: list[Tensor] = []  # of what the first run gave
 
@@ -106,7 +106,8 @@ class LayerCall:
         own, args, kwargs = _filled(self._given, self._spec, tensors)
         owner = self._owner
         there = nullcontext() if owner is None else _reparametrize_module(owner, by_place(owner, own))
-        with twice_differentiable(), torch.enable_grad(), there:  # also the first time: it may take a derivative itself
+        # Also the first time: it may take a derivative itself.
+        with twice_differentiable(), torch.enable_grad(), in_modes(self._modes), there:
             return pytree.tree_flatten(self._layer(*args, **kwargs))
 
 
@@ -156,5 +157,5 @@ def _refuse_others(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
             f"{LAYER.name} gives another result when it is computed again, so its derivative would be wrong. It must "
             "be the same function of its arguments each time: torch's default random generators are restored, but not "
             "a torch.Generator of its own, NumPy's or Python's, nor what is changed outside (a counter; train() or "
-            "eval() of a module before the backward pass). Draw such numbers beforehand and pass them as arguments"
+            "eval() of a module that it closes over). Draw such numbers beforehand and pass them as arguments"
         )

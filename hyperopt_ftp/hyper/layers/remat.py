@@ -56,9 +56,10 @@ def remat(layer: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
             activations itself, has no second derivative (where one is asked for), or gives something else when it is
             computed again (random numbers of its own).
 
-    Random numbers (dropout) and autocast are those of the first run. Attention goes by its formula, as in
-    :func:`train`. Remats may lie in one another: the outer one then keeps its own arguments alone. Under a
-    ``torch.func`` transform the layer is called as it is. Higher derivatives keep arguments alone, too.
+    Random numbers (dropout), autocast and the mode of a module, ``train()`` or ``eval()``, are those of the first run.
+    Attention goes by its formula, as in :func:`train`. Remats may lie in one another: the outer one then keeps its own
+    arguments alone. Under a ``torch.func`` transform the layer is called as it is. Higher derivatives keep arguments
+    alone, too.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def layer(w, x): return torch.tanh(x @ w)
