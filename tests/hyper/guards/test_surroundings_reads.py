@@ -126,10 +126,9 @@ def test_code_that_reads_none(name: str):
 
 
 @pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=str)
-@pytest.mark.parametrize("name", ["item", "float", "a module", "another function"])
-def test_a_number_that_is_read_in_a_later_step_only_is_refused(name: str, strategy: hft.Unroll):
+def test_a_number_that_is_read_in_a_later_step_only_is_refused(strategy: hft.Unroll):
     """Also in a second training, of which the loss is known."""
-    own = READ[name]
+    own = READ["a module"]
 
     def loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
         return ((own(h) if x.sum() > 5 else h) * (p - x) ** 2).sum()

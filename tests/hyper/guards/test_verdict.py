@@ -109,7 +109,7 @@ def test_what_a_run_without_a_derivative_finds_stays_with_it():
     assert not second.verdict.makes_leaves
 
 
-# -- what chooses a loss ----------------------------------------------------------------------------------------------
+# -- what a loss gets ----------------------------------------------------------------------------------------------
 
 
 HALF = torch.tensor(0.5, dtype=torch.float64)
@@ -133,72 +133,6 @@ def weights() -> dict[str, Tensor]:
 def reads(p: Any, x: Any) -> Tensor:
     """What is warned of."""
     return quartic(p, 0.5) * next(iter(tree.leaves(p))).sum().item()
-
-
-class Chooses(nn.Module):
-    chosen: Any = None
-
-    def forward(self, p, x):
-        chosen = self.chosen
-        chosen = chosen() if callable(chosen) else chosen[0] if isinstance(chosen, list) else chosen
-        return (reads if chosen else quartic)(p, x)
-
-
-@pytest.mark.parametrize(
-    ("no", "yes"),
-    [
-        (property(lambda self: False), property(lambda self: True)),
-        (staticmethod(lambda: False), staticmethod(lambda: True)),
-        ([False], [True]),
-    ],
-    ids=["property", "static", "list"],
-)
-def test_what_a_class_chooses_by_is_seen(no: Any, yes: Any, monkeypatch: pytest.MonkeyPatch):
-    net = Chooses()
-    monkeypatch.setattr(Chooses, "chosen", no)
-    slope(weights(), loss=net)
-    monkeypatch.setattr(Chooses, "chosen", yes)
-    with pytest.warns(UserWarning, match="number"):
-        slope(weights(), loss=net)
-
-
-def test_which_of_the_same_functions_comes_first_is_seen():
-    def first_of(*losses):
-        return lambda p, x: losses[0](p, x)
-
-    slope(weights(), loss=first_of(quartic, reads, quartic))
-    with pytest.warns(UserWarning, match="number"):
-        slope(weights(), loss=first_of(reads, reads, quartic))
-
-
-class HasSlots(nn.Module):
-    __slots__ = ("held",)
-
-    def forward(self, p, x):
-        return (reads if self.held else quartic)(p, x)
-
-
-def test_of_slots_nothing_is_known():
-    net = HasSlots()
-    net.held = False
-    slope(weights(), loss=net)
-    net.held = True
-    with pytest.warns(UserWarning, match="number"):
-        slope(weights(), loss=net)
-
-
-def test_under_a_hook_on_all_modules_nothing_is_known(keys: list[Any]):
-    net = nn.Linear(5, 1, dtype=torch.float64)
-
-    def loss(p, x):
-        return net(p["a"]).sum() + quartic(p, x)
-
-    slope(weights(), loss=loss)
-    assert keys
-    keys.clear()
-    with nn.modules.module.register_module_forward_hook(lambda net, given, out: 2 * out):
-        slope(weights(), loss=loss)
-    assert not keys
 
 
 def test_the_names_of_a_batch_are_seen():
