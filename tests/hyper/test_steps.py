@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -304,15 +305,6 @@ def test_float16_adjoints_between_steps_warn():
             pass
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, at the break
-def test_inside_a_compiled_function():
-    def end(lr: Tensor) -> Tensor:
-        return loss([*hft.steps(SGD, loss, W, DATA, hparams={"lr": lr})][-1].params, DATA[0])
-
-    lr = one(0.1, requires_grad=True)
-    torch.testing.assert_close(torch.compile(end, backend="aot_eager")(lr), end(lr), rtol=1e-14, atol=0)
-
-
 def test_dropout_draws_what_a_loop_draws():
     """Also values alone, under no_grad and after a pause in which others draw."""
 
@@ -327,3 +319,20 @@ def test_dropout_draws_what_a_loop_draws():
         *_, last = hft.steps(SGD, noisy, W, iter(DATA))
     assert torch.equal(torch.get_rng_state(), after)
     torch.testing.assert_close(last.params, want.params, rtol=1e-14, atol=1e-15)
+
+
+def test_a_bar_shows_the_steps_and_changes_nothing(capsys, monkeypatch):
+    lr = one(0.1, requires_grad=True)
+    want = hft.train(SGD, loss, W, DATA, hparams={"lr": lr})
+    for data in (DATA, torch.stack(DATA)):
+        found = hft.train(SGD, loss, W, data, hparams={"lr": lr}, progress=True)
+        assert "4/4" in capsys.readouterr().err
+        torch.testing.assert_close(found.detached(), want.detached(), rtol=1e-13, atol=1e-15)
+        slopes = [torch.autograd.grad(loss(x.params, DATA[0]), lr, retain_graph=True)[0] for x in (found, want)]
+        torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TypeError, match="progress must be True or False, got 'yes'"):
+        hft.train(SGD, loss, W, DATA, progress="yes")
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="progress=True shows a bar by tqdm.*pip install 'hyperopt-ftp.progress.'"):
+        hft.train(SGD, lambda p, x: None, W, DATA, progress=True)

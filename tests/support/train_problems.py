@@ -131,8 +131,8 @@ class Problem:
     Attributes:
         autocast: bfloat16, ``"inside"`` the loss or ``"around"`` train, and no longer where it is differentiated.
         formula: in place of the net where derivatives are taken by hand: for functions whose own, in torch, are wrong.
-        fails: by mode, or by ``"mode, strategy"`` (``test_train.py``): exception and message. A cell that begins to
-            work is a failure of the test: the table is to say what is so.
+        fails: by mode (``test_train.py``): exception and message. A cell that begins to work is a failure of the test:
+            the table is to say what is so.
     """
 
     name: str
@@ -261,10 +261,11 @@ class Problem:
         """The second derivative along the direction."""
         return self.slope_by_hand(self.inputs, self.direction)
 
-    def differences(self, of: Callable[[list[Tensor]], Tensor], along: Sequence[Tensor | None]) -> Tensor:
+    def differences(self, of: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """The derivative along the direction."""
+
         def moved(t: Tensor) -> Tensor:
-            pairs = zip(self.inputs, along, strict=True)
-            return of([x.clone() if v is None else x + t * v for x, v in pairs]).detach()
+            return of([x + t * v for x, v in zip(self.inputs, self.direction, strict=True)]).detach()
 
         return central_differences(moved, torch.zeros((), dtype=torch.float64))[0]
 

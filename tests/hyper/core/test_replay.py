@@ -145,6 +145,22 @@ def test_an_update_draws_the_same_numbers_again(strategy):
     assert twice.item() == pytest.approx(central_differences(slope, LR)[0].item(), rel=1e-5)
 
 
+def test_steps_are_made_again_under_the_autocast_that_they_were_made_under():
+    def half(p, x):
+        return (x.float() @ p["w"].float()).float().square().sum() + p["b"].square().sum()
+
+    def slope(forward, backward):
+        lr = LR.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            value = trained(half, hft.Unroll(checkpoint=1), lr)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return torch.autograd.grad(value, lr)[0]
+
+    assert torch.equal(slope(False, True), slope(False, False))
+    assert torch.equal(slope(True, False), slope(True, True))
+    assert not torch.equal(slope(True, True), slope(False, False))
+
+
 # -- random numbers that nobody restores ------------------------------------------------------------------------------
 
 TORCHS, NUMPYS = torch.Generator(), np.random.default_rng()
