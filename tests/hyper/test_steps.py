@@ -283,19 +283,6 @@ def test_a_pause_changes_nothing_and_new_steps_go_on_from_the_last():
     assert isinstance(got, Step)
 
 
-def test_a_backward_pass_at_each_step_says_what_to_do():
-    lr = one(0.1, requires_grad=True)
-    for step in hft.steps(SGD, loss, W, DATA, hparams={"lr": lr}):
-        if step.k == 0:
-            loss(step.params, DATA[0]).backward()
-        else:
-            with pytest.raises(
-                RuntimeError, match=r"one has gone already: .* add the losses and call backward\(\) once;"
-            ):
-                loss(step.params, DATA[0]).backward()
-            break
-
-
 def test_float16_adjoints_between_steps_warn():
     half = tree.map_tree(lambda x: x.half(), W)
     lr = torch.tensor(0.1, requires_grad=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -19,41 +17,9 @@ from hyperopt_ftp.hyper.guards import verdict
 AGAIN = hft.Unroll(checkpoint=1)
 
 
-def with_weight(net: nn.Module, size: int) -> nn.Module:
-    """``super()`` would put the class into a closure, and of that not all is visible."""
-    net.register_parameter("w", nn.Parameter(torch.ones(size), requires_grad=False))
-    return net
-
-
 @pytest.fixture(autouse=True)
 def _nothing_known():
     verdict._known.cache_clear()
-
-
-#: Of a transform, or not.
-TRACKED = None
-
-
-class ReadsAGlobal(nn.Module):
-    def forward(self, x):
-        return (TRACKED * (self.w - x) ** 2 + self.w**2).sum()
-
-
-def test_under_a_transform_a_captured_tensor_is_refused_after_another_call_too():
-    """In the first call the tensor is a plain one, in the second the transform tracks it."""
-    net, xs = with_weight(ReadsAGlobal(), 1), [torch.ones(1)] * 60
-
-    def end(lr, c):
-        globals().update(TRACKED=c)
-        opt, loss = hft.sgd(lr=lr), lambda p, x: functional_call(net, p, (x,))
-        return (
-            hft.train(opt, loss, {"w": torch.zeros(1)}, xs, strategy=hft.Implicit(tolerance=math.inf)).params["w"].sum()
-        )
-
-    lr, c = torch.tensor(0.1), torch.tensor(1.0)
-    torch.func.grad(lambda x: end(x, c))(lr)
-    with pytest.raises(ValueError, match="that a derivative is taken in"):
-        torch.func.grad(end, (0, 1))(lr, c)
 
 
 # -- what is remembered ----------------------------------------------------------------------------------------------
@@ -89,13 +55,6 @@ def test_what_a_loss_with_a_log_in_its_closure_leaves_is_bounded(keys: list[Any]
     assert keys
     assert max(map(size, keys)) < 20_000  # of each number a kind and the number
     assert len(keys) < 10  # none where the closure is larger than is worth to be looked at
-
-
-def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
-    net = nn.Linear(2, 1)
-    params, lr = {name: p.detach() for name, p in net.named_parameters()}, torch.tensor(0.1, requires_grad=True)
-    hft.train(hft.sgd(lr=lr), lambda p, x: functional_call(net, p, (x,)).sum(), params, [torch.ones(2)] * 2)
-    assert keys
 
 
 def test_what_a_run_without_a_derivative_finds_stays_with_it():
@@ -156,22 +115,14 @@ def test_of_nested_tensors_nothing_is_known(keys: list[Any]):
 # -- what a gradient is taken in -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["first", "second"])
-def test_the_gradient_is_partial_where_a_param_is_in_the_batch_too(call: str):
+@pytest.mark.parametrize("place", ["batch", "hparams"])
+def test_the_gradient_is_partial_where_a_param_is_in_the_batch_or_the_losss_hparams_too(place: str):
     w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    for _ in range(1 + (call == "second")):
-        end = hft.train(hft.sgd(lr=0.1), lambda p, x: p * x, w, [w]).params
-    assert end.item() == pytest.approx(1.8)
-    assert torch.autograd.grad(end, w)[0].item() == pytest.approx(0.9)
-
-
-@pytest.mark.parametrize("call", ["first", "second"])
-def test_the_gradient_is_partial_where_a_param_is_in_the_losss_hparams_too(call: str):
-    w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    for _ in range(1 + (call == "second")):
-        end = hft.train(hft.sgd(lr=0.1), lambda p, x, h: p * x * h, w, [3.0], hparams={"loss": w}).params
-    assert end.item() == pytest.approx(2 - 0.1 * 6)
-    assert torch.autograd.grad(end, w)[0].item() == pytest.approx(1 - 0.1 * 3)
+    batch, own = (w, 1.0) if place == "batch" else (torch.ones_like(w), w)
+    for _ in range(2):  # the second call is known
+        end = hft.train(hft.sgd(lr=0.1), lambda p, x, h: p * x * h, w, [batch], hparams={"loss": own}).params
+        assert end.item() == pytest.approx(1.8)
+        assert torch.autograd.grad(end, w)[0].item() == pytest.approx(0.9)
 
 
 def test_a_hook_of_a_leaf_sees_no_training_gradient():

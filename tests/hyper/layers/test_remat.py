@@ -393,35 +393,6 @@ def test_a_hypergradient_with_dropout_and_autocast_is_that_without_remat(strateg
     assert_close(found, plain, rtol=1e-12 if type(strategy) is not hft.Forward else 1e-11)
 
 
-def test_implicit():
-    """Without dropout, in a strongly convex problem."""
-    how = hft.Implicit("cg", iterations=5, tolerance=1.0)
-
-    def loss(call):
-        return lambda w, x, own: (call(w, x) - 1).square().mean() + own * w.square().sum()
-
-    def found(call):
-        value, grads, _ = hft.hypergradient(
-            hft.sgd(lr=0.1), loss(call), lambda w: (w - X[:3]).square().mean(), W, [X] * 60, over=["loss"],
-            hparams={"loss": torch.tensor(0.5, dtype=f64)}, strategy=how,
-        )  # fmt: skip
-        return [value, grads["loss"]]
-
-    assert_close(found(lambda w, x: hft.remat(tanh, w, x)), found(tanh))
-
-
-@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Unroll(checkpoint=False)], ids=str)
-def test_a_derivative_of_a_hypergradient(strategy):
-    def second(call):
-        lr = torch.tensor(0.1, dtype=f64, requires_grad=True)
-        loss = lambda w, x: call(w, x).square().mean()  # noqa: E731
-        end = hft.train(hft.sgd(), loss, W, [X] * 3, hparams={"lr": lr}, strategy=strategy).params
-        (first,) = torch.autograd.grad(end.square().sum(), lr, create_graph=True)
-        return [first, *torch.autograd.grad(first, lr)]
-
-    assert_close(second(lambda w, x: hft.remat(tanh, w, x)), second(tanh))
-
-
 def test_an_estimate_sees_what_a_remat_saves():
     def loss(call):
         def of(ws, x):

@@ -49,12 +49,11 @@ def test_what_is_refused_elsewhere_is_refused_here(loss: Callable[..., Tensor], 
         hft.train(SGD, lambda p, x: loss(p, x, c), torch.ones(3, dtype=F64), [0.0] * 4)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4, 8), (1, 4, 8)], ids=["4-d", "3-d"])
-def test_attention_has_a_second_derivative(shape: tuple[int, ...]):
+def test_attention_has_a_second_derivative():
     c, data = captured(), [*torch.randn(3, 4, 8, dtype=F64)]
 
     def loss(p, x):
-        q = (x * p).view(shape)
+        q = (x * p).view(1, 1, 4, 8)  # in four dimensions a fused kernel would take it
         return c * F.scaled_dot_product_attention(q, q, q).square().sum()
 
     (got,) = torch.autograd.grad(hft.train(SGD, loss, torch.ones(8, dtype=F64), data).params.square().sum(), c)
@@ -297,30 +296,6 @@ def test_first_order_is_a_loop_with_constant_gradients(opt, per_layer: bool):
     for x, y, other in zip(got, want, second, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
         assert not torch.allclose(x, other, rtol=1e-3)
-
-
-@pytest.mark.parametrize("strategy", [FIRST, None], ids=["first order", "no_grad"])
-def test_first_order_darts_is_the_direct_derivative(strategy):
-    """In the validation loss, at the weights after a step, which is taken for a constant (arXiv 1806.09055, eq. 8)."""
-    alpha, opt = torch.linspace(-1, 1, 3, dtype=F64).requires_grad_(), hft.sgd(lr=0.1, momentum=0.9)
-
-    def mixed(p, x, alpha):
-        a = torch.softmax(alpha, 0)
-        return a[0] * curved(p, x) + a[1] * curved(p, x.abs()) + a[2] * curved(p, x**2)
-
-    w, m, params, state = NET, {n: torch.zeros_like(x) for n, x in NET.items()}, NET, None
-    for x in DATA:
-        with torch.set_grad_enabled(strategy is not None):
-            run = hft.train(opt, mixed, params, [x], hparams={"loss": alpha}, state=state, strategy=strategy)
-        (got,) = torch.autograd.grad(mixed(run.params, x + 0.3, alpha), alpha)
-        at = {n: v.detach().requires_grad_() for n, v in w.items()}
-        grads = torch.autograd.grad(mixed(at, x, alpha.detach()), [*at.values()])
-        m = {n: 0.9 * m[n] + g for n, g in zip(at, grads, strict=True)}
-        w = {n: w[n] - 0.1 * m[n] for n in w}
-        (want,) = torch.autograd.grad(mixed(w, x + 0.3, alpha), alpha)
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
-        params, state, _ = run.detached()
-        torch.testing.assert_close(params, w, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("captures", [False, True])
