@@ -1,4 +1,4 @@
-"""Games: training by a vector field, equal to loops by hand; what two losses joined by detach lose."""
+"""Games: training by a vector field, equal to loops by hand."""
 
 from __future__ import annotations
 
@@ -133,25 +133,6 @@ def test_implicit_at_the_equilibrium():
     torch.testing.assert_close(torch.func.hessian(implicit)(h), want, rtol=1e-7, atol=0)
     each = torch.func.vmap(torch.func.grad(implicit))(h.expand(2))
     torch.testing.assert_close(each, found[1].expand(2), rtol=1e-9, atol=0)
-
-
-def test_losses_joined_by_detach_are_warned_of_and_lose_what_the_field_has():
-    lr = leaves()[0]
-
-    def joined(p, b):
-        return of_x(p["x"], p["y"].detach(), b) + of_y(p["y"], p["x"].detach(), b)
-
-    with pytest.warns(UserWarning, match=r"detaches a function of its params .*hft.train\(.*grads="):
-        run = hft.train(OPT, joined, start(), DATA, hparams={"lr": lr})
-    fixed = torch.tensor(1.0, dtype=F64), start()["x"]
-    by_field = trained(lr, *fixed)
-    for name, p in by_field.params.items():
-        torch.testing.assert_close(run.params[name], p, rtol=1e-13, atol=0)  # one training
-    (lost,) = torch.autograd.grad(outer(run.params), lr)
-    (got,) = torch.autograd.grad(outer(by_field.params), lr)
-    (slope,) = central_differences(lambda lr: outer(by_hand(lr, *fixed)), lr.detach())
-    assert got.item() == pytest.approx(slope.item(), rel=1e-7)
-    assert abs(lost - slope) > 0.01 * slope.abs()
 
 
 def lacks(p, b):
