@@ -18,7 +18,7 @@ from hyperopt_ftp.hyper import InnerProblem, Strategy
 from hyperopt_ftp.hyper.core.inputs import BufferedState
 from hyperopt_ftp.hyper.unrolling import eager
 
-from ..support.hypergradients import drawn
+from ..support.hypergradients import drawn, every_way
 
 F64 = torch.float64
 OPT = hft.sgd(lr=0.1, momentum=0.9)
@@ -91,10 +91,8 @@ class OfOnesOwn(Strategy):
 
 STRATEGIES = {
     "default": hft.Unroll(),
-    "graphs": hft.Unroll(checkpoint=False),
     "points": hft.Unroll(checkpoint=1),
     "sqrt": hft.Unroll(checkpoint="sqrt", offload=True),
-    "memory": hft.Unroll(memory=10**8),
     "forward": hft.Forward(),
     "own": OfOnesOwn(),
 }
@@ -318,7 +316,7 @@ class Tied(nn.Module):
         return self.head(self.norm(self.embed(x)))
 
 
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+@every_way
 def test_a_tied_weight_is_one_under_all_its_names(strategy):
     net, opt = Tied(), hft.adamw(lr=0.1, eps=1e-3)
     loss = hft.of_module(net, lambda m, b: F.cross_entropy(m(b), b.flip(0)))
@@ -352,13 +350,12 @@ def test_a_tied_weight_is_one_under_all_its_names(strategy):
 # -- activation checkpointing -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=repr)
-def test_a_checkpoint_inside_the_module_is_refused_with_what_to_write(strategy):
+def test_a_checkpoint_inside_the_module_is_refused_with_what_to_write():
     """What is computed again would have the module's own weights, after a call outside of a training too."""
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).to(F64)
     loss = hft.of_module(net, lambda m, b: checkpoint(m, b[0], use_reentrant=False).square().mean())
     for call in (
-        lambda: hft.train(OPT, loss, named(net), data(), hparams={"lr": knobs()[0]}, strategy=strategy),
+        lambda: hft.train(OPT, loss, named(net), data(), hparams={"lr": knobs()[0]}),
         lambda: loss(named(net), data()[0]),
     ):
         with pytest.raises(RuntimeError, match=r"checkpoints its activations .* take hft.remat_layers\(net, pattern\)"):
@@ -410,7 +407,7 @@ def grows(m, y):
     m.mean = torch.zeros(1, 3, dtype=F64)
 
 
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+@every_way
 def test_a_buffer_that_would_lose_a_derivative_or_its_shape_is_refused(strategy):
     for how, why in ((remembers, "requires_grad=True.*no_grad"), (grows, r"made it \(1, 3\)")):
         with pytest.raises(ValueError, match=rf"the buffer 'mean' goes to the next step .* \(3,\), .*{why}"):

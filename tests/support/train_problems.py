@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -220,7 +220,8 @@ class Problem:
 
     # The truth.
 
-    def by_hand(self, inputs: Sequence[Tensor], graph: bool) -> Tensor:
+    def walked_by_hand(self, inputs: Sequence[Tensor], graph: bool) -> Iterator[tuple[Any, Any]]:
+        """Params and state after each step."""
         hparams, params, state, data = self.at(inputs)
         own = {name: x for name, x in hparams.items() if name != "loss"}
         torch.manual_seed(7)
@@ -231,7 +232,11 @@ class Problem:
                 loss = self.plain_loss(params, batch, hparams["loss"], by_hand=True)
                 grads = torch.autograd.grad(loss, list(params.values()), create_graph=graph)
             params, state = self.opt.update(dict(zip(params, grads, strict=True)), state, params, own)
-        return self.outer(params, state)
+            yield params, state
+
+    def by_hand(self, inputs: Sequence[Tensor], graph: bool) -> Tensor:
+        *_, end = self.walked_by_hand(inputs, graph)
+        return self.outer(*end)
 
     def slope_by_hand(self, inputs: Sequence[Tensor], along: Sequence[Tensor] | None = None) -> list[Tensor]:
         """First derivatives; with ``along``, the derivatives of theirs in that direction."""

@@ -21,8 +21,8 @@ from ...support.hypergradients import (
     SGD,
     call,
     differences,
-    every_exact,
     every_strategy,
+    every_way,
     f64,
     hidden,
     not_converged,
@@ -96,7 +96,7 @@ class Reader:
         return self.data[k]
 
 
-@every_exact
+@every_way
 def test_no_grad_outside_changes_nothing(strategy):
     with torch.no_grad():
         got = slope(strategy=strategy)
@@ -133,7 +133,7 @@ ONCE = {
 
 @pytest.mark.parametrize("over", ["lr", "params", "batches", ("lr", "params")])
 @pytest.mark.parametrize("train_loss", ONCE.values(), ids=ONCE)
-@every_exact
+@every_way
 def test_a_function_that_can_be_differentiated_once_is_refused(strategy, train_loss, over):
     """Where its output's cotangent is constant torch would take it for linear, and say nothing."""
     with pytest.raises(RuntimeError, match=r"no second derivative .* is once_differentiable"):
@@ -198,7 +198,7 @@ KEEPS = {
 
 
 @pytest.mark.parametrize("train_loss", DETACHES.values(), ids=DETACHES)
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+@every_way
 def test_a_loss_that_detaches_a_function_of_its_params_is_warned_of(strategy, train_loss):
     """The derivative is that of a loop by hand, and not that of the training."""
     with pytest.warns(UserWarning, match="train_loss detaches a function of its params"):
@@ -210,7 +210,7 @@ def test_a_loss_that_detaches_a_function_of_its_params_is_warned_of(strategy, tr
 
 
 @pytest.mark.parametrize("train_loss", KEEPS.values(), ids=KEEPS)
-@every_exact
+@every_way
 def test_a_detach_by_which_nothing_is_lost_is_not(strategy, train_loss):
     assert slope(train_loss, strategy).item() == pytest.approx(differences(train_loss), rel=1e-6)
 
@@ -252,7 +252,7 @@ def with_number(take):
 
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # torch's
 @pytest.mark.parametrize("take", TAKEN.values(), ids=TAKEN)
-@every_exact
+@every_way
 def test_a_number_made_of_an_hparam_is_refused(strategy, take):
     """Beside an hparam that is not lost: no derivative is exactly 0."""
     with pytest.raises(RuntimeError, match="takes the number of an hparam that a derivative is asked for"):
@@ -358,7 +358,7 @@ def log_on_the_way(params, x):
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once in a process
-@every_exact
+@every_way
 def test_a_log_is_left_alone(strategy):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*makes a number.*")
@@ -465,7 +465,7 @@ def points():
 
 
 @pytest.mark.parametrize("how", LEAVES)
-@every_exact
+@every_way
 def test_a_derivative_in_the_input_inside_a_loss_is_right(strategy, how):
     params, train_loss = pinn(how)
     given = {"params": params, "data": points(), "outer_loss": lambda p: sum(x.square().sum() for x in p.values())}
