@@ -66,7 +66,7 @@ def of_dtype(dtype, factor, strategy, over=("lr", "momentum", "loss.scale")):
 
 @pytest.mark.parametrize(
     ("dtype", "factor"),
-    [*((torch.float16, x) for x in (1e-6, 1e-4, 1.0, 1e4, 1e6)), *((torch.bfloat16, x) for x in (1e-6, 1.0, 1e6))],
+    [*((torch.float16, x) for x in (1e-6, 1.0, 1e6)), (torch.bfloat16, 1.0)],
 )
 @every_exact
 def test_adjoints_of_16_bit_params(strategy, dtype, factor):
