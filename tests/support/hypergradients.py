@@ -100,6 +100,3 @@ def own(value):
 
 def hidden(p, x):
     return x @ p["w"] + p["b"]
-
-
-#: What is done with tensors that the loss has not made (``s``), its params and its outputs.

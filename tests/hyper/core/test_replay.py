@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,15 +157,10 @@ def test_steps_are_made_again_under_the_autocast_that_they_were_made_under():
 
 # -- random numbers that nobody restores ------------------------------------------------------------------------------
 
-TORCHS, NUMPYS = torch.Generator(), np.random.default_rng()
+TORCHS = torch.Generator()
 #: How each is seeded, and what it draws.
 SOURCES = {
     "torch": (lambda: TORCHS.manual_seed(3), lambda: torch.randn(5, 3, generator=TORCHS, dtype=F64)),
-    "numpy": (
-        lambda: setattr(NUMPYS.bit_generator, "state", np.random.PCG64(3).state),
-        lambda: torch.from_numpy(NUMPYS.normal(size=(5, 3))),
-    ),
-    "numpy global": (lambda: np.random.seed(3), lambda: torch.from_numpy(np.random.normal(size=(5, 3)))),
     "python": (lambda: random.seed(3), lambda: f64([[random.gauss(0, 1) for _ in range(3)] for _ in range(5)])),
 }
 

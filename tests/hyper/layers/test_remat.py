@@ -189,19 +189,6 @@ def test_nothing_is_kept_where_nothing_is_differentiated():
     assert calls == [True, False]
 
 
-def test_a_plain_gradient_computes_a_layer_twice_and_a_product_thrice():
-    calls = []
-    layer = lambda x: (calls.append(0), x.sin())[1]  # noqa: E731
-    x = X.clone().requires_grad_()
-    (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x)
-    assert len(calls) == 2
-    assert not g.requires_grad
-    calls.clear()
-    (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x, create_graph=True)
-    torch.autograd.grad(g.sum(), x)
-    assert len(calls) == 3
-
-
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_graphs_keep_nothing_of_a_layer(order):
     made = []
