@@ -328,20 +328,6 @@ def test_a_package_that_is_called_as_one_of_pythons_is_seen(kind: Any, monkeypat
     surroundings._is_fixed.cache_clear()
 
 
-def test_a_key_keeps_its_code_so_that_no_other_has_its_address():
-    def made(on: bool) -> Any:
-        return eval(f"lambda: {on}").__code__
-
-    function = lambda: None  # noqa: E731
-    other, function.__code__ = function.__code__, made(False)
-    address, key = id(function.__code__), surroundings.surroundings(function)
-    function.__code__, codes = other, [made(True)]
-    while id(codes[-1]) != address and len(codes) < 1000:
-        codes.append(made(True))
-    function.__code__ = codes[-1]
-    assert surroundings.surroundings(function) != key
-
-
 def test_nothing_is_held_that_the_loss_has_used():
     net = nn.Linear(3, 3, dtype=F64).requires_grad_(False)
     gone = weakref.ref(net.weight)
