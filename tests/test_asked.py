@@ -464,7 +464,7 @@ ANSWERS: dict[str, Callable[[], Pairs] | str] = {
     "BatchNorm without running statistics, or frozen": batch_norm,
     "BatchNorm's statistics after adapting, or of each step": "tests/hyper/test_of_module.py",
     "The adapted module as an object; tied weights": "tests/hyper/test_of_module.py",
-    "Complex weights; sparse gradients": "tests/hyper/test_train_edges.py",
+    "Complex weights; sparse gradients": "tests/hyper/guards/test_call_arguments.py",
     "A compiled model inside": compiled,
     "Activation checkpointing inside": checkpointed,
     "Mixed precision inside": mixed_precision,

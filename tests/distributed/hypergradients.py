@@ -250,15 +250,6 @@ def zero_order(folder: Path) -> None:
         assert apart(hypergradient(strategies[1], False, over=over, place=place), expected) <= 1e-12
 
 
-@on("2 processes", "4 processes")
-def in_float32(folder: Path) -> None:
-    expected = with_rounding(lambda j: hypergradient(hft.Unroll(), True, jolt=j), torch.float32)
-    for strategy in (hft.Unroll(), hft.Unroll(checkpoint="sqrt"), hft.Forward()):
-        found = hypergradient(strategy, False, dtype=torch.float32)
-        assert_within(found, *expected)
-        assert_the_same_everywhere(found)
-
-
 @on("2 processes")
 def in_bfloat16(folder: Path) -> None:
     """Of plain SGD, whose condition is small enough for 8 bits to say something."""

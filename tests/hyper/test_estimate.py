@@ -37,8 +37,8 @@ STRATEGIES = {
 }
 
 
-#: Every strategy with two of the networks.
-PAIRS = [(name, how) for i, name in enumerate(NETS) for j, how in enumerate(STRATEGIES) if (i + 2 * j) % len(NETS) < 2]
+#: Every strategy with one of the networks.
+PAIRS = [([*NETS][j % len(NETS)], how) for j, how in enumerate(STRATEGIES)]
 
 
 @pytest.mark.filterwarnings("ignore:Implicit")  # nothing has converged
@@ -96,11 +96,7 @@ def on_meta(problem: Problem) -> Problem:
     return problem._replace(params=params, batches=batches)
 
 
-PAPER = [("conv", "all graphs"), ("conv", "implicit"), ("transformer", "sqrt"), ("transformer", "zero order"),
-         ("recurrent", "forward")]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "how"), PAPER)
+@pytest.mark.parametrize(("name", "how"), [("conv", "implicit"), ("transformer", "sqrt"), ("recurrent", "forward")])
 def test_on_paper_all_is_as_with_values(name: str, how: str):
     """But that points hold a random state of the CPU, 5 kB each."""
     torch.manual_seed(0)
@@ -223,7 +219,7 @@ def counted(strategy: Any, over: Any, steps: int, opt: hft.Optimizer, size: int 
     return counts, found
 
 
-@pytest.mark.parametrize("over", ["lr", ("lr", "params"), ("lr", "loss"), "batches.0", ("momentum", "batches.2")])
+@pytest.mark.parametrize("over", ["lr", ("lr", "params", "loss"), "batches.0", ("momentum", "batches.2")])
 @pytest.mark.parametrize("strategy", [*UNROLLS.values(), *OTHERS.values()], ids=[*UNROLLS, *OTHERS])
 def test_gradients_and_products_are_those_that_are_evaluated(strategy: Any, over: Any):
     counts, found = counted(strategy, over, 11, hft.sgd(lr=0.05, momentum=0.5))
@@ -268,10 +264,10 @@ def test_trainings_of_samples(antithetic: bool, together: bool):
 
 
 def test_nothing_changes():
-    problem = NETS["transformer"](6)
+    problem = NETS["transformer"](5)
     before = tree.map_tree(torch.clone, problem.params)
     rng = torch.get_rng_state()
-    for strategy in STRATEGIES.values():
-        problem.estimate(strategy, None)
+    for how in ("every point", "forward", "implicit", "zero order"):
+        problem.estimate(STRATEGIES[how], None)
         assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(x, y) for x, y in zip(tree.leaves(before), tree.leaves(problem.params), strict=True))

@@ -66,7 +66,7 @@ def of_dtype(dtype, factor, strategy, over=("lr", "momentum", "loss.scale")):
 
 @pytest.mark.parametrize(
     ("dtype", "factor"),
-    [*((torch.float16, x) for x in (1e-6, 1e-4, 1.0, 1e4, 1e6)), *((torch.bfloat16, x) for x in (1e-6, 1.0, 1e6))],
+    [*((torch.float16, x) for x in (1e-6, 1.0, 1e6)), (torch.bfloat16, 1.0)],
 )
 @every_exact
 def test_adjoints_of_16_bit_params(strategy, dtype, factor):
@@ -155,18 +155,6 @@ def test_a_compiled_loss_is_right_inside_and_still_runs_compiled_after(strategy)
     torch._dynamo.reset()
 
 
-def test_inside_a_compiled_function():
-    def tuned(rate: torch.Tensor) -> torch.Tensor:
-        start, data = torch.ones(3, dtype=torch.float64), [torch.tensor(0.5, dtype=torch.float64)] * 2
-        found = hft.hypergradient(
-            hft.sgd(), lambda p, x: ((p - x) ** 4).sum(), lambda p: p.sum(), start, data, "lr", hparams={"lr": rate}
-        )
-        return found[1]["lr"] + rate
-
-    rate = torch.tensor(0.1, dtype=torch.float64)
-    torch.testing.assert_close(torch.compile(tuned, backend="aot_eager")(rate), tuned(rate), rtol=1e-14, atol=0)
-
-
 def test_of_params_that_are_in_the_batch_or_stand_twice_each_place_has_its_own_derivative():
     """With ``p1 = p - a x`` and the loss ``p1^3``; of tensors that are one."""
     w, a = torch.tensor(2.0, dtype=F64), 0.1
@@ -180,3 +168,39 @@ def test_of_params_that_are_in_the_batch_or_stand_twice_each_place_has_its_own_d
     )[1]
     want = {"a": 1 - 2 * a * w, "b": -2 * a * w}  # of p.a - 2 a p.a p.b
     torch.testing.assert_close(found["params"], want, rtol=1e-14, atol=0)
+
+
+# -- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_training_losses_that_are_not_finite_are_told_once_at_the_end():
+    with pytest.warns(UserWarning, match=r"the training loss of step . of 4 is inf, .*smaller learning rate") as told:
+        hft.train(hft.sgd(lr=1e200), lambda p, x: (p["w"] ** 4).sum() + p["b"].sum(), start(), DATA)
+    assert [x.filename for x in told] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("lr", "over", "what"),
+    [(1e200, "lr", "outer loss"), (0.1, "loss.x", "hypergradient of 'loss.x'")],
+    ids=["the end", "a root at 0"],
+)
+def test_what_is_not_finite_is_told(lr, over, what):
+    def rooted(w, x, h):
+        return w.square().sum() + h["x"].sqrt() * w.sum()
+
+    with pytest.warns(UserWarning, match=f"^the {what} is not finite, so training") as told:
+        hft.hypergradient(
+            hft.sgd(lr=lr), rooted, lambda w: w.square().sum(), f64([0.3]), [0] * 3, over, {"loss": {"x": f64(0.0)}}
+        )
+    assert told[0].filename == __file__
+
+
+def test_a_warning_names_the_line_that_calls():
+    def tuned():
+        return hft.hypergradient(SGD, loss, lambda p: f64(1.0), start(), DATA, "lr")
+
+    with pytest.warns(UserWarning, match="is exactly 0") as seen:
+        _, grads, end = tuned()
+    assert [(w.filename, w.lineno) for w in seen] == [(__file__, tuned.__code__.co_firstlineno + 1)]
+    assert grads["lr"] == 0
+    assert not any(x.requires_grad for x in tree.leaves(end))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ STEPWISE = {
 }
 every_strategy = pytest.mark.parametrize("strategy", STEPWISE.values(), ids=STEPWISE)
 KINDS = [p for p in PROBLEMS if p.name in ("dropout", "attention", "tied", "checkpoint", "autocast")]
-WEIGHTS = (0.2, 0.3, 0.5)
+WEIGHTS = (0.2, 0.8)  # of two steps out of three
 DATA = batches(4)
 SGD = hft.sgd(lr=0.2, momentum=0.5)
 W = start()
@@ -37,38 +38,22 @@ def one(x: Any, **options: Any) -> Tensor:
     return torch.tensor(x, dtype=F64, **options)
 
 
-@pytest.mark.parametrize("stop", [1, 3])
 @every_strategy
 @pytest.mark.parametrize("problem", KINDS, ids=str)
-def test_a_loss_at_each_step_is_that_of_a_loop_by_hand(problem: Problem, strategy: Any, stop: int):
-    """MAML++ (arXiv 1810.09502): a weighted sum over all steps, or over those before training was stopped."""
+def test_a_loss_at_each_step_is_that_of_a_loop_by_hand(problem: Problem, strategy: Any):
+    """MAML++ (arXiv 1810.09502): a weighted sum over the steps before training was stopped."""
 
-    def by_hand(inputs: list[Tensor]) -> Tensor:
-        hparams, params, state, data = problem.at(inputs)
-        own = {name: x for name, x in hparams.items() if name != "loss"}
-        torch.manual_seed(7)
-        total = torch.zeros(())
-        for k in range(stop):
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                value = problem.plain_loss(params, data[k], hparams["loss"], by_hand=True)
-                grads = torch.autograd.grad(value, [*params.values()], create_graph=True)
-            params, state = problem.opt.update(dict(zip(params, grads, strict=True)), state, params, own)
-            total = total + WEIGHTS[k] * problem.outer(params, state)
-        return total
+    def weighted(ends: Any) -> Tensor:
+        return sum(weight * problem.outer(*end) for weight, end in zip(WEIGHTS, ends, strict=False))
 
     def by_steps(inputs: list[Tensor]) -> Tensor:
         hparams, params, state, data = problem.at(inputs)
         torch.manual_seed(7)
-        total = torch.zeros(())
-        given = {"hparams": hparams, "state": state, "strategy": strategy}
-        for step in hft.steps(problem.opt, problem.loss, params, data, **given):
-            total = total + WEIGHTS[step.k] * problem.outer(step.params, step.state)
-            if step.k == stop - 1:
-                break
-        return total
+        steps = hft.steps(problem.opt, problem.loss, params, data, hparams=hparams, state=state, strategy=strategy)
+        return weighted((step.params, step.state) for step in steps)
 
     leaves = [x.clone().requires_grad_() for x in problem.inputs]
-    want = torch.autograd.grad(by_hand(leaves), leaves, materialize_grads=True)
+    want = torch.autograd.grad(weighted(problem.walked_by_hand(leaves, True)), leaves, materialize_grads=True)
     got = torch.autograd.grad(by_steps(leaves), leaves, materialize_grads=True)
     for x, y in zip(got, want, strict=True):  # of bfloat16 four units in the last place
         top = max(y.abs().max().item(), 0.1)
@@ -171,21 +156,6 @@ def test_under_a_transform():
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-12, atol=0)
 
 
-def test_implicit_takes_each_step_for_the_end():
-    def ridge(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
-        return ((p - x) ** 2).sum() + h * (p**2).sum()
-
-    h, x, how = one(1.0, requires_grad=True), torch.ones(2, dtype=F64), hft.Implicit("cg", iterations=10)
-    given = {"hparams": {"loss": h}, "strategy": how}
-    for step in hft.steps(hft.sgd(lr=0.1), ridge, 0 * x, itertools.repeat(x), **given):
-        if step.k == 150:
-            break
-    (got,) = torch.autograd.grad(step.params.sum(), h)
-    (want,) = torch.autograd.grad(hft.train(hft.sgd(lr=0.1), ridge, 0 * x, [x] * 151, **given).params.sum(), h)
-    assert torch.equal(got, want)
-    assert got.item() == pytest.approx(-0.5, abs=1e-9)
-
-
 @pytest.mark.parametrize("strategy", [hft.Unroll(truncate=1), hft.Implicit("identity", tolerance=1e9)], ids=str)
 def test_where_the_start_is_a_constant_nothing_is_kept_of_earlier_steps(strategy: Any):
     lr, sizes = one(0.1, requires_grad=True), []
@@ -282,19 +252,6 @@ def test_a_pause_changes_nothing_and_new_steps_go_on_from_the_last():
     assert isinstance(got, Step)
 
 
-def test_a_backward_pass_at_each_step_says_what_to_do():
-    lr = one(0.1, requires_grad=True)
-    for step in hft.steps(SGD, loss, W, DATA, hparams={"lr": lr}):
-        if step.k == 0:
-            loss(step.params, DATA[0]).backward()
-        else:
-            with pytest.raises(
-                RuntimeError, match=r"one has gone already: .* add the losses and call backward\(\) once;"
-            ):
-                loss(step.params, DATA[0]).backward()
-            break
-
-
 def test_float16_adjoints_between_steps_warn():
     half = tree.map_tree(lambda x: x.half(), W)
     lr = torch.tensor(0.1, requires_grad=True)
@@ -302,15 +259,6 @@ def test_float16_adjoints_between_steps_warn():
     with pytest.warns(UserWarning, match="between steps that are made one by one, the adjoints of float16"):
         for _ in hft.steps(hft.sgd(lr=0.1), loss, half, data, hparams={"lr": lr}):
             pass
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, at the break
-def test_inside_a_compiled_function():
-    def end(lr: Tensor) -> Tensor:
-        return loss([*hft.steps(SGD, loss, W, DATA, hparams={"lr": lr})][-1].params, DATA[0])
-
-    lr = one(0.1, requires_grad=True)
-    torch.testing.assert_close(torch.compile(end, backend="aot_eager")(lr), end(lr), rtol=1e-14, atol=0)
 
 
 def test_dropout_draws_what_a_loop_draws():
@@ -327,3 +275,20 @@ def test_dropout_draws_what_a_loop_draws():
         *_, last = hft.steps(SGD, noisy, W, iter(DATA))
     assert torch.equal(torch.get_rng_state(), after)
     torch.testing.assert_close(last.params, want.params, rtol=1e-14, atol=1e-15)
+
+
+def test_a_bar_shows_the_steps_and_changes_nothing(capsys, monkeypatch):
+    lr = one(0.1, requires_grad=True)
+    want = hft.train(SGD, loss, W, DATA, hparams={"lr": lr})
+    for data in (DATA, torch.stack(DATA)):
+        found = hft.train(SGD, loss, W, data, hparams={"lr": lr}, progress=True)
+        assert "4/4" in capsys.readouterr().err
+        torch.testing.assert_close(found.detached(), want.detached(), rtol=1e-13, atol=1e-15)
+        slopes = [torch.autograd.grad(loss(x.params, DATA[0]), lr, retain_graph=True)[0] for x in (found, want)]
+        torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TypeError, match="progress must be True or False, got 'yes'"):
+        hft.train(SGD, loss, W, DATA, progress="yes")
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="progress=True shows a bar by tqdm.*pip install 'hyperopt-ftp.progress.'"):
+        hft.train(SGD, lambda p, x: None, W, DATA, progress=True)

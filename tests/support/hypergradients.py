@@ -25,6 +25,8 @@ EXACT = {
 OTHERS = {"truncated": hft.Unroll(truncate=2), "implicit": hft.Implicit(iterations=1, tolerance=math.inf)}
 #: Those whose node hides the graph of a training from autograd.
 HIDING = {name: x for name, x in (EXACT | OTHERS).items() if name not in ("unroll", "truncated")}
+#: One that keeps graphs, one whose node makes steps again, and tangents: guards tell no more of them apart.
+every_way = pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
 every_exact = pytest.mark.parametrize("strategy", EXACT.values(), ids=EXACT)
 every_strategy = pytest.mark.parametrize("strategy", [*EXACT.values(), *OTHERS.values()], ids=[*EXACT, *OTHERS])
 #: The training has not converged here, and Implicit says so; or by definition does not depend on lr.
@@ -98,6 +100,3 @@ def own(value):
 
 def hidden(p, x):
     return x @ p["w"] + p["b"]
-
-
-#: What is done with tensors that the loss has not made (``s``), its params and its outputs.

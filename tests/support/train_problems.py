@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,8 +131,8 @@ class Problem:
     Attributes:
         autocast: bfloat16, ``"inside"`` the loss or ``"around"`` train, and no longer where it is differentiated.
         formula: in place of the net where derivatives are taken by hand: for functions whose own, in torch, are wrong.
-        fails: by mode, or by ``"mode, strategy"`` (``test_train.py``): exception and message. A cell that begins to
-            work is a failure of the test: the table is to say what is so.
+        fails: by mode (``test_train.py``): exception and message. A cell that begins to work is a failure of the test:
+            the table is to say what is so.
     """
 
     name: str
@@ -220,7 +220,8 @@ class Problem:
 
     # The truth.
 
-    def by_hand(self, inputs: Sequence[Tensor], graph: bool) -> Tensor:
+    def walked_by_hand(self, inputs: Sequence[Tensor], graph: bool) -> Iterator[tuple[Any, Any]]:
+        """Params and state after each step."""
         hparams, params, state, data = self.at(inputs)
         own = {name: x for name, x in hparams.items() if name != "loss"}
         torch.manual_seed(7)
@@ -231,7 +232,11 @@ class Problem:
                 loss = self.plain_loss(params, batch, hparams["loss"], by_hand=True)
                 grads = torch.autograd.grad(loss, list(params.values()), create_graph=graph)
             params, state = self.opt.update(dict(zip(params, grads, strict=True)), state, params, own)
-        return self.outer(params, state)
+            yield params, state
+
+    def by_hand(self, inputs: Sequence[Tensor], graph: bool) -> Tensor:
+        *_, end = self.walked_by_hand(inputs, graph)
+        return self.outer(*end)
 
     def slope_by_hand(self, inputs: Sequence[Tensor], along: Sequence[Tensor] | None = None) -> list[Tensor]:
         """First derivatives; with ``along``, the derivatives of theirs in that direction."""
@@ -261,10 +266,11 @@ class Problem:
         """The second derivative along the direction."""
         return self.slope_by_hand(self.inputs, self.direction)
 
-    def differences(self, of: Callable[[list[Tensor]], Tensor], along: Sequence[Tensor | None]) -> Tensor:
+    def differences(self, of: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """The derivative along the direction."""
+
         def moved(t: Tensor) -> Tensor:
-            pairs = zip(self.inputs, along, strict=True)
-            return of([x.clone() if v is None else x + t * v for x, v in pairs]).detach()
+            return of([x + t * v for x, v in zip(self.inputs, self.direction, strict=True)]).detach()
 
         return central_differences(moved, torch.zeros((), dtype=torch.float64))[0]
 

@@ -1,4 +1,4 @@
-"""The backward pass without torch's checks in Python is that of ``torch.autograd.grad``."""
+"""The backward pass without torch's checks in Python is that of ``torch.autograd.grad``; calls inside compiled code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+import hyperopt_ftp as hft
 from hyperopt_ftp.hyper.core.torch_private import run_backward
 
 
@@ -61,3 +62,29 @@ def test_without_leaves_it_is_torchs_error():
     with pytest.raises(RuntimeError, match="cannot be empty"):
         run_backward([x.sum()], [], [torch.ones(())], False, False)
     assert x.grad is None
+
+
+def quartic(p, x):
+    return ((p - x) ** 4).sum()
+
+
+GIVEN = (hft.sgd(), quartic)
+W, DATA = torch.ones(3, dtype=torch.float64), [torch.tensor(0.5, dtype=torch.float64)] * 2
+CALLS = {
+    "train": lambda h: hft.train(*GIVEN, W, DATA, hparams=h).params.sum(),
+    "steps": lambda h: [*hft.steps(*GIVEN, W, DATA, hparams=h)][-1].params.sum(),
+    "hypergradient": lambda h: hft.hypergradient(*GIVEN, torch.sum, W, DATA, "lr", h)[1]["lr"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, at the break
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_compiled_code_around_a_call_breaks_its_graph_there(call):
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+    def value(lr):
+        return call({"lr": lr}) + lr
+
+    got, want = torch.compile(value, backend="aot_eager")(lr), value(lr)
+    torch.testing.assert_close(got, want, rtol=1e-14, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(x, lr)[0] for x in (got, want)), rtol=1e-14, atol=0)

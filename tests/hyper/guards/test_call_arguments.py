@@ -1,4 +1,4 @@
-"""Parameters of a module that are frozen beside some that are not: a warning where they would be trained."""
+"""What is said of arguments: parameters that are frozen beside some that are not, and complex tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from ...support.hypergradients import DATA, HELD_OUT, SGD, module_loss
+from ...support.hypergradients import DATA, F64, HELD_OUT, SGD, module_loss
+from ...support.problems import central_differences
 
 
 def half_frozen():
@@ -70,3 +71,25 @@ def test_of_a_partition_the_frozen_part_is_left_alone():
     other = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0.weight": "still", "*": "moves"})
     with pytest.warns(UserWarning, match="params has '0.bias', a parameter with requires_grad=False"):
         hft.train(other, module_loss(net), params, DATA)
+
+
+def test_complex_tensors_are_refused_where_a_derivative_would_be_lost():
+    w, x = torch.linspace(0.1, 0.3, 3, dtype=F64), torch.arange(1.0, 4.0, dtype=F64)
+    own = {"loss": {"z": torch.ones(3, dtype=torch.complex128, requires_grad=True)}}
+    with pytest.raises(ValueError, match=r"complex tensor of .* requires grad: .*view_as_real"):
+        hft.train(SGD, lambda p, x, h: ((p - x * h["z"].real) ** 2).sum(), w, [x], hparams=own)
+
+    def rotating(g, state, p, h):
+        state = 0.5 * state + torch.fft.fft(g)
+        return p - h["lr"] * torch.fft.ifft(state).real, state
+
+    def end(lr, strategy=None):
+        start = torch.zeros(3, dtype=torch.complex128)
+        opt = hft.Optimizer(lambda params, hparams=None: start, rotating, {"lr": lr})
+        return hft.train(opt, lambda p, x: ((p - x) ** 2).sum(), w, [x] * 4, strategy=strategy).params.sum()
+
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    with pytest.raises(ValueError, match="optimizer's state has a complex tensor"):
+        end(lr, hft.Unroll(checkpoint=1))
+    (got,) = torch.autograd.grad(end(lr), lr)  # autograd knows complex tensors
+    torch.testing.assert_close(got, central_differences(end, lr.detach())[0], rtol=1e-7, atol=1e-9)

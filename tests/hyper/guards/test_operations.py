@@ -7,6 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.hyper.guards.messages import LOSS
@@ -132,3 +136,66 @@ def test_bytes_are_counted_where_memory_is_used_again():
         for _ in range(8):
             torch.ones(1000).view(10, 100).add_(1)
     assert operations.bytes_made == 8 * 4000
+
+
+# -- activation checkpointing -----------------------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+PARTS = nn.Linear(3, 3).double(), nn.Tanh(), nn.Linear(3, 1).double()
+WHOLE, PLAIN = Checkpointed(*PARTS), nn.Sequential(*PARTS)
+OTHERS = {name: 1.5 * p.detach() for name, p in PLAIN.named_parameters()}
+#: Of params that functional_call gives; where the checkpoint lies.
+CHECKPOINTS = {
+    "around": lambda p, x: functional_call(WHOLE, p, (x,)).square().sum(),
+    "inside": lambda p, x: checkpoint(functional_call, PLAIN, p, (x,), use_reentrant=False).square().sum(),
+    "none": lambda p, x: functional_call(PLAIN, p, (x,)).square().sum(),
+}
+
+
+def checkpointing(train_loss, lr):
+    return hft.train(hft.sgd(lr=lr), train_loss, OTHERS, [torch.full((2, 3), 1.0 + k, dtype=F64) for k in range(3)])
+
+
+@pytest.mark.parametrize("first", CHECKPOINTS)
+def test_a_module_that_checkpoints_inside_functional_call_is_refused(first):
+    """Its backward pass would run with the module's own weights, not with the params; also after other steps."""
+    with pytest.raises(RuntimeError, match="checkpoints activations inside a module"):
+        checkpointing(lambda p, x: CHECKPOINTS["around" if x.sum() > 6 else first](p, x), lr=0.1)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, save_on_cpu])
+def test_and_so_it_is_where_values_alone_are_asked_for_or_the_caller_has_hooks(around):
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=around is save_on_cpu)
+    with around(), pytest.raises(RuntimeError, match="checkpoints activations inside a module"):
+        checkpointing(CHECKPOINTS["around"], lr)
+
+
+def test_a_checkpoint_around_functional_call_is_right():
+    found = []
+    for name in ("inside", "none"):
+        lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+        found += torch.autograd.grad(checkpointing(CHECKPOINTS[name], lr).params["0.weight"].sum(), lr)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+def test_a_loss_that_checkpoints_in_later_steps_only_draws_what_it_would_draw():
+    """The step where that is found is begun again, also with its random numbers."""
+
+    def slope(late: bool):
+        def dropped(p, x):
+            q = F.dropout(p * x, 0.5)
+            return (checkpoint(torch.tanh, q, use_reentrant=False) if late and x > 0.5 else q.tanh()).sum()
+
+        torch.manual_seed(0)
+        runs, lr = [], torch.tensor(0.1, dtype=F64, requires_grad=True)
+        for _ in range(2):  # the second one knows the loss
+            end = hft.train(hft.sgd(lr=lr), dropped, torch.ones(20, dtype=F64), [0.5, 0.5, 1.0, 2.0]).params
+            runs.append(torch.autograd.grad(end.square().sum(), lr)[0])
+        return torch.stack(runs)
+
+    torch.testing.assert_close(slope(True), slope(False), rtol=1e-12, atol=0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cached_property
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.hyper.guards import surroundings
+from hyperopt_ftp.hyper.guards import surroundings, verdict
 from hyperopt_ftp.hyper.guards.update import LOOKS
 
 from ...support.own_updates import (
@@ -36,7 +36,6 @@ from ...support.own_updates import (
     takes_nothing,
 )
 
-ROWS = [torch.randn(4, 3, dtype=F64, generator=torch.Generator().manual_seed(k)) for k in range(3)]
 VECTORS = [torch.full((3,), 1.0 + k, dtype=F64) for k in range(3)]
 SGD = hft.sgd(lr=0.01)
 
@@ -110,7 +109,7 @@ def test_what_was_seen_is_remembered_where_calls_take_turns(looks: list[str]):
     turns()
     assert looks == []
     for number in range(300):  # not all, for ever
-        slope(lambda p, x, c=number: squares(p, x), opt, VECTORS[1:2])
+        verdict._known((number,), True)
     looks.clear()
     turns()
     assert looks
@@ -176,206 +175,26 @@ def test_an_hparam_of_the_loss_does_not_put_every_step_under_watch(looks: list[s
     assert len(looks) == 1
 
 
-# Losses, and what makes them write in place. In training mode batch norm writes its statistics.
-
-Changing = tuple[Callable[..., Tensor], Callable[[], Any]]
-
-
-def norm() -> nn.Module:
-    return nn.BatchNorm1d(3, dtype=F64).requires_grad_(False).eval()
-
-
-def a_number() -> Changing:
-    on = False
-
-    def change() -> None:
-        nonlocal on
-        on = True
-
-    return lambda p, x: squares(p, x, on), change
-
-
-def a_dict() -> Changing:
+def test_a_loss_is_looked_at_again_where_what_it_depends_on_has_changed():
     flags = {"on": False}
-    return lambda p, x: squares(p, x, flags["on"]), lambda: flags.update(on=True)
-
-
-def an_object() -> Changing:
-    """Of any class, of which nothing is remembered."""
-    flags = SimpleNamespace(on=False)
-    return lambda p, x: squares(p, x, flags.on), lambda: setattr(flags, "on", True)
-
-
-def a_class_attribute() -> Changing:
-    class Net(nn.Module):
-        writes = False
-
-        def forward(self, p: Tensor, x: Tensor) -> Tensor:
-            return squares(p, x, self.writes)
-
-    net = Net()
-    return lambda p, x: net(p, x), lambda: setattr(Net, "writes", True)
-
-
-def a_module_of_a_class() -> Changing:
-    class Net(nn.Module):
-        norm = norm()
-
-        def forward(self, p: Tensor, x: Tensor) -> Tensor:
-            return self.norm(p * x).sum()
-
-    net = Net()
-    return lambda p, x: net(p, x), Net.norm.train
-
-
-def a_module_in_a_list_of_a_class() -> Changing:
-    class Net(nn.Module):
-        norms = ({"first": norm()}, 3)
-
-        def forward(self, p: Tensor, x: Tensor) -> Tensor:
-            return self.norms[0]["first"](p * x).sum()
-
-    net = Net()
-    return lambda p, x: net(p, x), Net.norms[0]["first"].train
-
-
-def a_cached_property() -> Changing:
-    flags = {"on": False}
-
-    class Net(nn.Module):
-        @cached_property
-        def writes(self) -> bool:
-            return flags["on"]
-
-        def forward(self, p: Tensor, x: Tensor) -> Tensor:
-            self.__dict__.pop("writes", None)
-            return squares(p, x, self.writes)
-
-    net = Net()
-    return lambda p, x: net(p, x), lambda: flags.update(on=True)
-
-
-def which_attribute() -> Changing:
-    net = nn.Identity()
-    net.other = True
-
-    def change() -> None:
-        del net.other
-        net.writes = True
-
-    return lambda p, x: squares(p, x, hasattr(net, "writes")), change
-
-
-class ReadsAGlobal(nn.Module):
-    def forward(self, p: Tensor, x: Tensor) -> Tensor:
-        return squares(p, x, GLOBALS["writes"])
-
-
-GLOBALS = {"writes": False}
-
-
-def a_global_of_forward() -> Changing:
-    net = ReadsAGlobal()
-    return lambda p, x: net(p, x), lambda: GLOBALS.update(writes=True)
-
-
-def a_closed_tensor() -> Changing:
-    flag = torch.tensor(0)
-    return lambda p, x: squares(p, x, bool(flag == 1)), lambda: flag.fill_(1)
-
-
-def an_attribute_of_the_loss() -> Changing:
-    def train_loss(p: Tensor, x: Tensor) -> Tensor:
-        return squares(p, x, train_loss.writes)
-
-    train_loss.writes = False
-    return train_loss, lambda: setattr(train_loss, "writes", True)
-
-
-def an_attribute_of_a_dict() -> Changing:
-    class Options(dict):
-        writes = False
-
-    options = Options()
-    return lambda p, x: squares(p, x, options.writes), lambda: setattr(options, "writes", True)
-
-
-def defaults() -> Changing:
-    def train_loss(p: Tensor, x: Tensor, extra: bool = False) -> Tensor:
-        return squares(p, x, extra)
-
-    return train_loss, lambda: setattr(train_loss, "__defaults__", (True,))
-
-
-def code() -> Changing:
-    first, second = (lambda p, x: squares(p, x)), (lambda p, x: squares(p, x, True))
-    return first, lambda: setattr(first, "__code__", second.__code__)
-
-
-NETS = {"norm": norm()}
-
-
-def the_mode_of_a_module_in_a_global_dict() -> Changing:
-    return lambda p, x: NETS["norm"](p * x).sum(), NETS["norm"].train
-
-
-def the_module() -> Changing:
-    net = norm()
-
-    def change() -> None:
-        nonlocal net
-        net = norm().train()
-
-    return lambda p, x: net(p * x).sum(), change
-
-
-CHANGES = [
-    a_number, a_dict, an_object, a_class_attribute, a_global_of_forward, a_closed_tensor, an_attribute_of_the_loss,
-    an_attribute_of_a_dict, defaults, code, the_mode_of_a_module_in_a_global_dict, the_module, a_module_of_a_class,
-    a_module_in_a_list_of_a_class, a_cached_property, which_attribute,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__)
-def test_a_loss_is_looked_at_again_where_what_it_depends_on_has_changed(make: Callable[[], Changing]):
-    train_loss, change = make()
     for _ in range(2):
-        slope(train_loss, data=ROWS)
-    change()
+        slope(lambda p, x: squares(p, x, flags["on"]))
+    flags["on"] = True
     with pytest.raises(RuntimeError, match="train_loss writes in place"):
-        slope(train_loss, data=ROWS)
+        slope(lambda p, x: squares(p, x, flags["on"]))
 
 
-@pytest.mark.parametrize("kind", [{"__file__": "/mine/colorsys.py"}, {"__path__": ["/mine/colorsys"]}], ids=str)
-def test_a_package_that_is_called_as_one_of_pythons_is_seen(kind: Any, monkeypatch: pytest.MonkeyPatch):
-    module = ModuleType("colorsys")
-    vars(module).update(kind)
-    exec("flags = {'on': False}\ndef writes(): return flags['on']", vars(module))
-    monkeypatch.setitem(sys.modules, "colorsys", module)
-    surroundings._is_fixed.cache_clear()
-    writes: Any = vars(module)["writes"]
-    slope(lambda p, x: squares(p, x, writes()))
-    vars(module)["flags"].update(on=True)
-    with pytest.raises(RuntimeError, match="train_loss writes in place"):
-        slope(lambda p, x: squares(p, x, writes()))
-    monkeypatch.undo()
-    surroundings._is_fixed.cache_clear()
+def test_an_update_is_looked_at_again_where_what_it_closes_over_has_changed():
+    flags = {"on": False}
 
+    def update(g: Tensor, s: Any, p: Tensor, h: Any) -> Any:
+        return p - (0.5 * h["lr"].item() + 0.5 * h["lr"] if flags["on"] else h["lr"]) * g, s
 
-def test_code_at_the_address_of_code_that_has_gone_is_looked_at():
-    def made(write: bool) -> Any:
-        return eval(f"lambda p, x: squares(p, x, {write})").__code__
-
-    train_loss = lambda p, x: None  # noqa: E731
-    other, train_loss.__code__ = train_loss.__code__, made(False)
-    address = id(train_loss.__code__)
-    slope(train_loss)
-    train_loss.__code__, codes = other, [made(True)]
-    while id(codes[-1]) != address and len(codes) < 1000:
-        codes.append(made(True))
-    train_loss.__code__ = codes[-1]
-    with pytest.raises(RuntimeError, match="train_loss writes in place"):
-        slope(train_loss)
+    opt = SGD._replace(update=update)
+    slope(squares, opt)
+    flags["on"] = True
+    with pytest.raises(RuntimeError, match="the optimizer takes the number"):
+        slope(squares, opt)
 
 
 def test_a_value_in_the_batches_is_an_argument():
@@ -387,19 +206,126 @@ def test_a_value_in_the_batches_is_an_argument():
         slope(train_loss, data=[(x, True) for x in VECTORS])
 
 
-@pytest.mark.parametrize("how", ["number", "tensor", "module"])
-def test_an_update_is_looked_at_again_where_what_it_closes_over_has_changed(how: str):
-    flags, scale, net = {"on": False}, torch.ones((), dtype=F64), nn.Linear(1, 1, dtype=F64).requires_grad_(False)
+# -- keys -------------------------------------------------------------------------------------------------------------
 
-    def update(g: Tensor, s: Any, p: Tensor, h: Any) -> Any:
-        rate = 0.5 * h["lr"].item() + 0.5 * h["lr"] if flags["on"] else h["lr"]
-        return p - rate * g * scale * net.weight.reshape(()).sigmoid(), s
 
-    opt = SGD._replace(update=update)
-    slope(squares, opt)
-    {"number": lambda: flags.update(on=True), "tensor": scale.requires_grad_, "module": net.requires_grad_}[how]()
-    with pytest.raises((RuntimeError, ValueError), match="the optimizer (takes the number|uses a tensor)"):
-        slope(squares, opt)
+def no(*_: Any) -> bool:
+    return False
+
+
+def yes(*_: Any) -> bool:
+    return True
+
+
+def closing_over(x: Any) -> Callable[[], Any]:
+    return lambda: x
+
+
+class Net(nn.Module):
+    chosen: Any = None
+
+    def forward(self) -> Any:
+        return self.chosen
+
+
+def of_class(chosen: Any) -> nn.Module:
+    Net.chosen = chosen
+    return Net()
+
+
+def with_attribute(x: Any, name: str, value: Any) -> Any:
+    setattr(x, name, value)
+    return x
+
+
+def norm(training: bool) -> nn.Module:
+    return nn.BatchNorm1d(3).train(training)
+
+
+FLAG = False
+
+
+def reading_a_global(value: bool) -> Callable[[], Any]:
+    globals().update(FLAG=value)
+    return lambda: FLAG
+
+
+#: What a function depends on, as it is or as it becomes.
+CHANGES: dict[str, Callable[[bool], Any]] = {
+    "code": lambda on: yes if on else no,
+    "a number": lambda on: closing_over(on),
+    "a dict": lambda on: closing_over({"on": on}),
+    "a default": lambda on: lambda extra=on: extra,
+    "a default by name": lambda on: lambda *, extra=on: extra,
+    "an attribute of the function": lambda on: with_attribute(closing_over(0), "writes", on),
+    "a partial": lambda on: functools.partial(no, on),
+    "a global": reading_a_global,
+    "which function is first": lambda on: closing_over([yes if on else no, yes, no]),
+    "a flag in a tensor": lambda on: closing_over(torch.tensor(int(on))),
+    "whether a tensor requires grad": lambda on: closing_over(torch.ones((), requires_grad=on)),
+    "an attribute of a tensor": lambda on: closing_over(with_attribute(torch.ones(()), "writes", on)),
+    "a module": lambda on: closing_over(nn.Identity() if on else nn.Tanh()),
+    "the mode of a module": lambda on: closing_over({"norm": norm(on)}),
+    "which attribute a module has": lambda on: with_attribute(nn.Identity(), "writes" if on else "other", True),
+    "whether a parameter requires grad": lambda on: nn.Linear(1, 1).requires_grad_(on),
+    "a class attribute": lambda on: of_class(on),
+    "a list of a class": lambda on: of_class([on]),
+    "a property": lambda on: of_class(property(yes if on else no)),
+    "a cached property": lambda on: of_class(functools.cached_property(yes if on else no)),
+    "a static method": lambda on: of_class(staticmethod(yes if on else no)),
+    "a module of a class": lambda on: of_class(norm(on)),
+    "a module in a list of a class": lambda on: of_class(({"first": norm(on)}, 3)),
+}
+
+
+@pytest.mark.parametrize("make", CHANGES.values(), ids=CHANGES)
+def test_a_key_is_the_same_as_long_as_what_it_depends_on_is(make: Callable[[bool], Any]):
+    def key(on: bool) -> Any:
+        return surroundings.surroundings(make(on))
+
+    assert key(False) is not None
+    assert key(False) == key(False)
+    assert key(False) != key(True)
+
+
+class Options(dict):
+    writes = False
+
+
+class HasSlots(nn.Module):
+    __slots__ = ("held",)
+
+    def forward(self) -> Any:
+        return self.held
+
+
+UNSEEN = {"an object": SimpleNamespace(on=False), "a dict of ones own class": Options(), "slots": HasSlots()}
+
+
+@pytest.mark.parametrize("held", UNSEEN.values(), ids=UNSEEN)
+def test_of_what_cannot_be_looked_through_there_is_no_key(held: Any):
+    assert surroundings.surroundings(closing_over(held)) is None
+
+
+def test_under_a_hook_on_all_modules_there_is_no_key():
+    with nn.modules.module.register_module_forward_hook(lambda net, given, out: 2 * out):
+        assert surroundings.surroundings(nn.Identity()) is None
+    assert surroundings.surroundings(nn.Identity()) is not None
+
+
+@pytest.mark.parametrize("kind", [{"__file__": "/mine/colorsys.py"}, {"__path__": ["/mine/colorsys"]}], ids=str)
+def test_a_package_that_is_called_as_one_of_pythons_is_seen(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("colorsys")
+    vars(module).update(kind)
+    exec("flags = {'on': False}\ndef writes(): return flags['on']", vars(module))
+    monkeypatch.setitem(sys.modules, "colorsys", module)
+    surroundings._is_fixed.cache_clear()
+    writes: Any = vars(module)["writes"]
+    key = surroundings.surroundings(writes)
+    vars(module)["flags"].update(on=True)
+    assert surroundings.surroundings(writes) != key
+    monkeypatch.undo()
+    surroundings._is_fixed.cache_clear()
 
 
 def test_nothing_is_held_that_the_loss_has_used():

@@ -123,27 +123,3 @@ def test_code_that_may_read(name: str):
 @pytest.mark.parametrize("name", NONE)
 def test_code_that_reads_none(name: str):
     assert not reads(NONE[name])
-
-
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)], ids=str)
-@pytest.mark.parametrize("name", ["item", "float", "a module", "another function"])
-def test_a_number_that_is_read_in_a_later_step_only_is_refused(name: str, strategy: hft.Unroll):
-    """Also in a second training, of which the loss is known."""
-    own = READ[name]
-
-    def loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
-        return ((own(h) if x.sum() > 5 else h) * (p - x) ** 2).sum()
-
-    def tuned(*batches: Tensor) -> Tensor:
-        h = {"loss": torch.ones((), dtype=torch.float64)}
-        found = hft.hypergradient(
-            hft.sgd(lr=0.1), loss, lambda p: p.sum(), torch.zeros(2, dtype=torch.float64), [*batches], "loss", h,
-            strategy=strategy,
-        )  # fmt: skip
-        return found[1]["loss"]
-
-    small, large = torch.ones(2, dtype=torch.float64), torch.full((2,), 3.0, dtype=torch.float64)
-    for _ in range(2):
-        tuned(small, small)
-        with pytest.raises(RuntimeError, match="takes the number of an hparam"):
-            tuned(small, large)

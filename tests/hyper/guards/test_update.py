@@ -184,19 +184,6 @@ def test_an_update_that_draws_is_run_once_a_step_where_graphs_are_kept():
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
-def test_one_update_is_run_twice_to_be_compared():
-    count = 0
-
-    def counted(g, s, p, h):
-        nonlocal count
-        count += 1
-        return right(g, s, p, h)
-
-    opt, strategy = momentum(counted), hft.Unroll(checkpoint=1)
-    hft.hypergradient(opt, loss, lambda p: p.sum(), W, DATA[:1] * 4, "lr", strategy=strategy)
-    assert count == 4 + 4 + 1  # there, back, and the first one again
-
-
 SIGNS = {"lion": hft.lion(1e-3), "signum": hft.signum(1e-3), "adam": hft.adam(1e-3, eps=1e-12)}
 
 

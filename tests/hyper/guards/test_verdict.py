@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -19,41 +17,9 @@ from hyperopt_ftp.hyper.guards import verdict
 AGAIN = hft.Unroll(checkpoint=1)
 
 
-def with_weight(net: nn.Module, size: int) -> nn.Module:
-    """``super()`` would put the class into a closure, and of that not all is visible."""
-    net.register_parameter("w", nn.Parameter(torch.ones(size), requires_grad=False))
-    return net
-
-
 @pytest.fixture(autouse=True)
 def _nothing_known():
     verdict._known.cache_clear()
-
-
-#: Of a transform, or not.
-TRACKED = None
-
-
-class ReadsAGlobal(nn.Module):
-    def forward(self, x):
-        return (TRACKED * (self.w - x) ** 2 + self.w**2).sum()
-
-
-def test_under_a_transform_a_captured_tensor_is_refused_after_another_call_too():
-    """In the first call the tensor is a plain one, in the second the transform tracks it."""
-    net, xs = with_weight(ReadsAGlobal(), 1), [torch.ones(1)] * 60
-
-    def end(lr, c):
-        globals().update(TRACKED=c)
-        opt, loss = hft.sgd(lr=lr), lambda p, x: functional_call(net, p, (x,))
-        return (
-            hft.train(opt, loss, {"w": torch.zeros(1)}, xs, strategy=hft.Implicit(tolerance=math.inf)).params["w"].sum()
-        )
-
-    lr, c = torch.tensor(0.1), torch.tensor(1.0)
-    torch.func.grad(lambda x: end(x, c))(lr)
-    with pytest.raises(ValueError, match="that a derivative is taken in"):
-        torch.func.grad(end, (0, 1))(lr, c)
 
 
 # -- what is remembered ----------------------------------------------------------------------------------------------
@@ -91,13 +57,6 @@ def test_what_a_loss_with_a_log_in_its_closure_leaves_is_bounded(keys: list[Any]
     assert len(keys) < 10  # none where the closure is larger than is worth to be looked at
 
 
-def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
-    net = nn.Linear(2, 1)
-    params, lr = {name: p.detach() for name, p in net.named_parameters()}, torch.tensor(0.1, requires_grad=True)
-    hft.train(hft.sgd(lr=lr), lambda p, x: functional_call(net, p, (x,)).sum(), params, [torch.ones(2)] * 2)
-    assert keys
-
-
 def test_what_a_run_without_a_derivative_finds_stays_with_it():
     inputs = TrainInputs({}, torch.ones(2), None, [torch.ones(2)])
     problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum())
@@ -109,7 +68,7 @@ def test_what_a_run_without_a_derivative_finds_stays_with_it():
     assert not second.verdict.makes_leaves
 
 
-# -- what chooses a loss ----------------------------------------------------------------------------------------------
+# -- what a loss gets ----------------------------------------------------------------------------------------------
 
 
 HALF = torch.tensor(0.5, dtype=torch.float64)
@@ -135,72 +94,6 @@ def reads(p: Any, x: Any) -> Tensor:
     return quartic(p, 0.5) * next(iter(tree.leaves(p))).sum().item()
 
 
-class Chooses(nn.Module):
-    chosen: Any = None
-
-    def forward(self, p, x):
-        chosen = self.chosen
-        chosen = chosen() if callable(chosen) else chosen[0] if isinstance(chosen, list) else chosen
-        return (reads if chosen else quartic)(p, x)
-
-
-@pytest.mark.parametrize(
-    ("no", "yes"),
-    [
-        (property(lambda self: False), property(lambda self: True)),
-        (staticmethod(lambda: False), staticmethod(lambda: True)),
-        ([False], [True]),
-    ],
-    ids=["property", "static", "list"],
-)
-def test_what_a_class_chooses_by_is_seen(no: Any, yes: Any, monkeypatch: pytest.MonkeyPatch):
-    net = Chooses()
-    monkeypatch.setattr(Chooses, "chosen", no)
-    slope(weights(), loss=net)
-    monkeypatch.setattr(Chooses, "chosen", yes)
-    with pytest.warns(UserWarning, match="number"):
-        slope(weights(), loss=net)
-
-
-def test_which_of_the_same_functions_comes_first_is_seen():
-    def first_of(*losses):
-        return lambda p, x: losses[0](p, x)
-
-    slope(weights(), loss=first_of(quartic, reads, quartic))
-    with pytest.warns(UserWarning, match="number"):
-        slope(weights(), loss=first_of(reads, reads, quartic))
-
-
-class HasSlots(nn.Module):
-    __slots__ = ("held",)
-
-    def forward(self, p, x):
-        return (reads if self.held else quartic)(p, x)
-
-
-def test_of_slots_nothing_is_known():
-    net = HasSlots()
-    net.held = False
-    slope(weights(), loss=net)
-    net.held = True
-    with pytest.warns(UserWarning, match="number"):
-        slope(weights(), loss=net)
-
-
-def test_under_a_hook_on_all_modules_nothing_is_known(keys: list[Any]):
-    net = nn.Linear(5, 1, dtype=torch.float64)
-
-    def loss(p, x):
-        return net(p["a"]).sum() + quartic(p, x)
-
-    slope(weights(), loss=loss)
-    assert keys
-    keys.clear()
-    with nn.modules.module.register_module_forward_hook(lambda net, given, out: 2 * out):
-        slope(weights(), loss=loss)
-    assert not keys
-
-
 def test_the_names_of_a_batch_are_seen():
     def loss(p, x):
         return reads(p, x) if "y" in x else quartic(p, x["x"])
@@ -222,22 +115,14 @@ def test_of_nested_tensors_nothing_is_known(keys: list[Any]):
 # -- what a gradient is taken in -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["first", "second"])
-def test_the_gradient_is_partial_where_a_param_is_in_the_batch_too(call: str):
+@pytest.mark.parametrize("place", ["batch", "hparams"])
+def test_the_gradient_is_partial_where_a_param_is_in_the_batch_or_the_losss_hparams_too(place: str):
     w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    for _ in range(1 + (call == "second")):
-        end = hft.train(hft.sgd(lr=0.1), lambda p, x: p * x, w, [w]).params
-    assert end.item() == pytest.approx(1.8)
-    assert torch.autograd.grad(end, w)[0].item() == pytest.approx(0.9)
-
-
-@pytest.mark.parametrize("call", ["first", "second"])
-def test_the_gradient_is_partial_where_a_param_is_in_the_losss_hparams_too(call: str):
-    w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    for _ in range(1 + (call == "second")):
-        end = hft.train(hft.sgd(lr=0.1), lambda p, x, h: p * x * h, w, [3.0], hparams={"loss": w}).params
-    assert end.item() == pytest.approx(2 - 0.1 * 6)
-    assert torch.autograd.grad(end, w)[0].item() == pytest.approx(1 - 0.1 * 3)
+    batch, own = (w, 1.0) if place == "batch" else (torch.ones_like(w), w)
+    for _ in range(2):  # the second call is known
+        end = hft.train(hft.sgd(lr=0.1), lambda p, x, h: p * x * h, w, [batch], hparams={"loss": own}).params
+        assert end.item() == pytest.approx(1.8)
+        assert torch.autograd.grad(end, w)[0].item() == pytest.approx(0.9)
 
 
 def test_a_hook_of_a_leaf_sees_no_training_gradient():

@@ -50,13 +50,13 @@ class Block(nn.Module):
         return x + self.mlp(x)
 
 
-def network(dtype: torch.dtype = f64, layers: int = 2) -> nn.Module:
+def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(*(Block() for _ in range(layers)), nn.Linear(4, 1)).to(dtype)
+    return nn.Sequential(Block(), Block(), nn.Linear(4, 1)).double()
 
 
-def rematted(dtype: torch.dtype = f64) -> nn.Module:
-    net = network(dtype)
+def rematted() -> nn.Module:
+    net = network()
     hft.remat_layers(net, "[01]")
     return net
 
@@ -82,22 +82,20 @@ def assert_equal_products(plain, call, *given: Tensor, order: int = 2) -> None:
     assert_close(product(call, *given, order=order), product(plain, *given, order=order))
 
 
-@pytest.mark.parametrize("layer", [tanh, dropped])
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_derivatives_of_any_order(layer, order):
+@pytest.mark.parametrize("order", [1, 4])
+def test_derivatives_of_any_order(order):
     assert_equal_products(
-        lambda w, x: layer(w, layer(w, x)),
-        lambda w, x: hft.remat(layer, w, hft.remat(layer, w, x)), W, X, order=order,
+        lambda w, x: dropped(w, dropped(w, x)),
+        lambda w, x: hft.remat(dropped, w, hft.remat(dropped, w, x)), W, X, order=order,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_remats_within_each_other(order):
+def test_remats_within_each_other():
     def outer(w, x):
         return dropped(w, hft.remat(dropped, w, x)) + hft.remat(lambda x: x.sin(), x)
 
     assert_equal_products(
-        lambda w, x: dropped(w, dropped(w, x)) + x.sin(), lambda w, x: hft.remat(outer, w, x), W, X, order=order
+        lambda w, x: dropped(w, dropped(w, x)) + x.sin(), lambda w, x: hft.remat(outer, w, x), W, X, order=3
     )
 
 
@@ -141,30 +139,23 @@ def test_arguments_and_results_are_trees():
 def test_a_module_has_its_parameters_and_buffers_for_arguments_wherever_they_come_from():
     block, plain = Block().double(), Block().double()
     plain.load_state_dict(block.state_dict())
-    params = [p.detach() for p in block.parameters()]
     names = [name for name, _ in block.named_parameters()]
-
-    def through(call):
-        return lambda x, *weights: functional_call(call, dict(zip(names, weights, strict=True)), (x,))
 
     class Around(nn.Module):
         def __init__(self):
             super().__init__()
             self.block = block
 
-        def forward(self, x):
-            return hft.remat(self.block, x, scale=2.0, mask=None)
+        def forward(self, x, scale):
+            return hft.remat(self.block, x, scale=scale, mask=None)
 
-    names_inside = [f"block.{name}" for name in names]
-
-    def inside(x, *weights):
-        return functional_call(Around(), dict(zip(names_inside, weights, strict=True)), (x,))
-
-    def outside(x, *weights):
-        return functional_call(plain, dict(zip(names, weights, strict=True)), (x, 2.0))
+    def through(call, prefix=""):
+        places = [prefix + name for name in names]
+        return lambda x, *weights: functional_call(call, dict(zip(places, weights, strict=True)), (x, 2.0))
 
     x = real(2, 3, 4)
-    assert_equal_products(outside, inside, x, *[p + 0.1 for p in params])
+    others = [p.detach() + 0.1 for p in block.parameters()]
+    assert_equal_products(through(plain), through(Around(), "block."), x, *others)
     # Without functional_call they are its own.
     torch.manual_seed(0)
     loss = hft.remat(block, x).square().sum()
@@ -174,8 +165,7 @@ def test_a_module_has_its_parameters_and_buffers_for_arguments_wherever_they_com
         torch.autograd.grad(plain(x).square().sum(), [*plain.parameters()]),
     )
     torch.manual_seed(0)
-    again = hft.remat(block.forward, x).square().sum()  # a method of a module
-    assert again.equal(loss)
+    assert hft.remat(block.forward, x).square().sum().equal(loss)  # a method of a module
 
 
 def test_tied_weights():
@@ -197,19 +187,6 @@ def test_nothing_is_kept_where_nothing_is_differentiated():
     with torch.no_grad():
         hft.remat(layer, X.clone().requires_grad_())
     assert calls == [True, False]
-
-
-def test_a_plain_gradient_computes_a_layer_twice_and_a_product_thrice():
-    calls = []
-    layer = lambda x: (calls.append(0), x.sin())[1]  # noqa: E731
-    x = X.clone().requires_grad_()
-    (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x)
-    assert len(calls) == 2
-    assert not g.requires_grad
-    calls.clear()
-    (g,) = torch.autograd.grad(hft.remat(layer, x).sum(), x, create_graph=True)
-    torch.autograd.grad(g.sum(), x)
-    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -373,107 +350,34 @@ DATA = [real(2, 3, 4, seed=k) for k in range(4)]
 EVALUATED = network().eval()
 
 
-def hypergradient(net: nn.Module, strategy=None, over=("lr", "loss"), params=PARAMS, optimizer=None, narrow=False):
-    dtype = params["2.weight"].dtype
-    data = [x.to(dtype) for x in DATA]
-
+def hypergradient(net: nn.Module, strategy, over):
     def loss(p, x, own):
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        with torch.autocast("cpu", torch.bfloat16):
             out = functional_call(net, p, (x,))
-        return (torch.sigmoid(own["weight"]) * out.to(dtype).square()).mean()
+        return (torch.sigmoid(own["weight"]) * out.double().square()).mean()
 
     torch.manual_seed(2)
-    optimizer = optimizer or hft.adam(eps_root=1e-8)
     value, grads, _ = hft.hypergradient(
-        optimizer, loss, lambda p: functional_call(EVALUATED.to(dtype), p, (data[0],)).square().mean(), params, data,
-        over=list(over), hparams={"lr": 0.01, "loss": {"weight": torch.tensor(0.3, dtype=dtype)}}, strategy=strategy,
+        hft.adam(eps_root=1e-8), loss, lambda p: functional_call(EVALUATED, p, (DATA[0],)).square().mean(), PARAMS,
+        DATA, over=over, hparams={"lr": 0.01, "loss": {"weight": torch.tensor(0.3, dtype=f64)}}, strategy=strategy,
     )  # fmt: skip
     return [value, *hft.tree.leaves(grads)]
 
 
+#: With what is tuned.
 STRATEGIES = [
-    hft.Unroll(checkpoint=False), hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt"),
-    hft.Unroll(checkpoint="log"), hft.Unroll(checkpoint=2, offload=True), hft.Unroll(memory=10**6),
-    hft.Unroll(truncate=2), hft.Unroll(first_order=True), hft.Forward(), hft.Forward(chunk=1),
-    hft.Unroll(offload="disk"), hft.ZeroOrder(2, sigma=0.1),
+    (hft.Unroll(checkpoint=False), ["lr", "loss"]), (hft.Unroll(checkpoint=1), ["lr", "loss"]),
+    (hft.Unroll(memory=10**6), ["lr", "loss"]), (hft.Unroll(first_order=True), ["lr"]), (hft.Forward(), ["lr", "loss"]),
+    (hft.ZeroOrder(2, sigma=0.1), ["lr", "loss"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_a_hypergradient_with_dropout_and_autocast_is_that_without_remat(strategy):
-    if strategy.__class__ is hft.ZeroOrder:
-        strategy = hft.ZeroOrder(2, sigma=0.1, generator=torch.Generator().manual_seed(0))
-    over = ["lr"] if getattr(strategy, "first_order", False) else ["lr", "loss"]
-    plain = hypergradient(network(), strategy, over, narrow=True)
-    if strategy.__class__ is hft.ZeroOrder:
-        strategy.generator.manual_seed(0)
-    found = hypergradient(rematted(), strategy, over, narrow=True)
+@pytest.mark.parametrize(("strategy", "over"), STRATEGIES, ids=str)
+def test_a_hypergradient_with_dropout_and_autocast_is_that_without_remat(strategy, over):
+    plain = hypergradient(network(), strategy, over)
+    found = hypergradient(rematted(), strategy, over)
     # Forward adds up what the loss's hparam does in a tangent for each gradient, as large as the one of lr.
     assert_close(found, plain, rtol=1e-12 if type(strategy) is not hft.Forward else 1e-11)
-
-
-@pytest.fixture
-def one_thread():
-    """Sums on several have another order, which shows where terms cancel."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("checkpoint", [False, 1])
-def test_a_hypergradient_in_fewer_bits(dtype, checkpoint, one_thread):
-    params = {name: p.to(dtype) for name, p in PARAMS.items()}
-    strategy = hft.Unroll(checkpoint=checkpoint)
-    plain = hypergradient(network(dtype), strategy, params=params)
-    found = hypergradient(rematted(dtype), strategy, params=params)
-    for x, y in zip(found, plain, strict=True):
-        assert (x - y).abs() <= 64 * torch.finfo(dtype).eps * y.abs()
-
-
-@pytest.mark.parametrize("solver", ["neumann", "cg"])
-def test_implicit(solver):
-    """Without dropout, in a strongly convex problem."""
-    how = hft.Implicit(solver, iterations=5, tolerance=1.0)
-
-    def loss(call):
-        return lambda w, x, own: (call(w, x) - 1).square().mean() + own * w.square().sum()
-
-    def found(call):
-        value, grads, _ = hft.hypergradient(
-            hft.sgd(lr=0.1), loss(call), lambda w: (w - X[:3]).square().mean(), W, [X] * 60, over=["loss"],
-            hparams={"loss": torch.tensor(0.5, dtype=f64)}, strategy=how,
-        )  # fmt: skip
-        return [value, grads["loss"]]
-
-    assert_close(found(lambda w, x: hft.remat(tanh, w, x)), found(tanh))
-
-
-def test_under_transforms_a_training_is_the_same():
-    def value(call, lr):
-        opt, loss = hft.sgd(), lambda w, x: call(w, x).square().mean()
-        return hft.train(opt, loss, W, [X] * 3, hparams={"lr": lr}).params.square().sum()
-
-    lr, remat = torch.tensor(0.1, dtype=f64), lambda w, x: hft.remat(tanh, w, x)
-    for transformed in (grad, lambda f: grad(grad(f))):
-        assert_close([transformed(lambda lr: value(remat, lr))(lr)], [transformed(lambda lr: value(tanh, lr))(lr)])
-    at = lr.clone().requires_grad_()
-    (first,) = torch.autograd.grad(value(remat, at), at, create_graph=True)  # of the plain loop
-    (plain,) = torch.autograd.grad(value(tanh, at), at, create_graph=True)
-    assert_close([first, *torch.autograd.grad(first, at)], [plain, *torch.autograd.grad(plain, at)])
-
-
-@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Unroll(checkpoint=False)], ids=str)
-def test_a_derivative_of_a_hypergradient(strategy):
-    def second(call):
-        lr = torch.tensor(0.1, dtype=f64, requires_grad=True)
-        loss = lambda w, x: call(w, x).square().mean()  # noqa: E731
-        end = hft.train(hft.sgd(), loss, W, [X] * 3, hparams={"lr": lr}, strategy=strategy).params
-        (first,) = torch.autograd.grad(end.square().sum(), lr, create_graph=True)
-        return [first, *torch.autograd.grad(first, lr)]
-
-    assert_close(second(lambda w, x: hft.remat(tanh, w, x)), second(tanh))
 
 
 def test_an_estimate_sees_what_a_remat_saves():
@@ -488,8 +392,8 @@ def test_an_estimate_sees_what_a_remat_saves():
     def layer(w, x):
         return torch.tanh(torch.tanh(torch.tanh(x @ w) @ w) @ w)
 
-    ws = [torch.empty(64, 64, device="meta") for _ in range(12)]
-    data, how = [torch.empty(4096, 64, device="meta")] * 4, hft.Unroll(checkpoint=1)
+    ws = [torch.empty(64, 64, device="meta") for _ in range(6)]
+    data, how = [torch.empty(4096, 64, device="meta")] * 2, hft.Unroll(checkpoint=1)
     plain, found = (
         hft.estimate(hft.sgd(), loss(call), ws, data, over="lr", strategy=how)
         for call in (layer, lambda w, x: hft.remat(layer, w, x))
@@ -519,13 +423,12 @@ class Box:
 
 
 CAPTURED, NORM = real(3).requires_grad_(), nn.BatchNorm1d(3, dtype=f64).requires_grad_(False)
-COUNT, MEAN = torch.zeros(()), torch.zeros(3, dtype=f64)
+COUNT = torch.zeros(())
 CALLS, SIGNS = itertools.count(), torch.tensor([1.0, 1.0, -1.0], dtype=f64)
 REFUSED = [
     ("captured", lambda w, x: tanh(w, x) + CAPTURED, ValueError, r"shape \(3,\).* no argument of hft\.remat.*lambda"),
     ("made of it", lambda w, x: tanh(w, x) + CAPTURED_TWICE, ValueError, r"shape \(3,\).*requires grad"),
     ("BatchNorm", lambda w, x: NORM(x @ w), RuntimeError, "writes in place.*BatchNorm"),
-    ("statistics", lambda w, x: F.batch_norm(x @ w, MEAN, MEAN + 1, training=True), RuntimeError, "writes in place"),
     ("a counter", lambda w, x: (COUNT.add_(1), x @ w)[1], RuntimeError, "writes in place"),
     ("an argument", lambda w, x: x.relu_() @ w, RuntimeError, "writes in place"),
     ("weights", lambda w, x: x @ w.mul_(2), RuntimeError, "writes in place"),
@@ -557,7 +460,6 @@ def test_it_is_refused(layer, kind, text, strategy):
         (trained if strategy else second)()
     assert NORM.running_mean.equal(mean)
     assert COUNT == 0
-    assert not MEAN.any()
 
 
 def test_a_function_without_second_derivative_may_have_a_first_one():

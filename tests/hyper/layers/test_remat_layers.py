@@ -124,10 +124,9 @@ def of_bert(net: nn.Module, strategy=None) -> list[torch.Tensor]:
     return [value, grads["lr"], grads["loss"]]
 
 
-@pytest.mark.parametrize("checkpoint", [False, 1])
-def test_a_model_of_hugging_face(bert, checkpoint):
+def test_a_model_of_hugging_face(bert):
     """Its layers and its embeddings, with dropout, under functional_call."""
-    strategy, net = hft.Unroll(checkpoint=checkpoint), copy.deepcopy(bert)
+    strategy, net = hft.Unroll(checkpoint=1), copy.deepcopy(bert)
     assert hft.remat_layers(net, "encoder.layer.*") == ["encoder.layer.0", "encoder.layer.1"]
     for x, y in zip(of_bert(net, strategy), of_bert(bert, strategy), strict=True):
         assert (x - y).abs().max() <= 1e-12 * y.abs().max()
@@ -141,21 +140,3 @@ def test_its_own_checkpointing_is_answered_by_a_word(bert):
         hft.remat_layers(net, "encoder.layer.*")
     with pytest.raises(RuntimeError, match=r"hft\.remat_layers\(net, pattern\)"):
         of_bert(net)
-
-
-def test_a_model_of_timm():
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    options = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 2}
-    net = timm.models.VisionTransformer(**options).double()
-    x, params = torch.randn(2, 3, 8, 8, dtype=torch.float64), [*net.parameters()]
-
-    def product():
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            grads = torch.autograd.grad(net(x).square().sum(), params, create_graph=True)
-            return torch.autograd.grad(sum(g.square().sum() for g in grads), params)
-
-    plain = product()
-    assert hft.remat_layers(net, "blocks.*") == ["blocks.0", "blocks.1"]
-    for a, b in zip(product(), plain, strict=True):
-        assert (a - b).abs().max() <= 1e-12 * b.abs().max()

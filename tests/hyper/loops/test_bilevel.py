@@ -198,6 +198,30 @@ def test_a_round_that_is_undone_has_read_its_batches():
     assert records[1].value == pytest.approx(want.value, rel=1e-12)
 
 
+def how_many_nan(p, x):
+    return p["w"].isnan().double().sum()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("strategy", "outer_loss"), [(hft.ZeroOrder(2, 1e-3), how_many_nan), (hft.Implicit(tolerance=10.0), loss)], ids=str
+)
+def test_a_round_that_ends_in_nan_is_taken_back_also_where_its_slopes_are_finite(strategy, outer_loss):
+    """As ZeroOrder's are, of an outer loss that counts."""
+
+    def lost(p, x):
+        return (p["w"] * torch.where(x.sum() > 10, torch.nan, 1.0)).sum() + 0 * p["b"].sum()
+
+    data = [x.new_full(x.shape, 1.0 if k == 2 else 0.5) for k, x in enumerate(DATA)]
+    options = {"train_loss": lost, "outer_loss": outer_loss, "train_batches": data, "strategy": strategy}
+    options |= {"inner_steps": 1, "outer_steps": 4}
+    records = rounds(not_finite="skip", **options)
+    assert [r.skipped for r in records] == [(), (), ("lr",), ()]
+    assert identical(records[2].state.params, records[1].state.params)
+    with pytest.raises(FloatingPointError, match="at outer step 3"):
+        rounds(not_finite="error", **options)
+
+
 # -- loaders ----------------------------------------------------------------------------------------------------------
 
 ROWS = torch.cat(batches(5))[:22]  # 5 batches of 5 and less

@@ -59,7 +59,7 @@ def test_after_fine_tuning_it_learns_an_interpolation_of_each_layer(norm):
         return sum(((p[k] - target[k]) ** 2).sum() for k in p)
 
     given = {k: nn.Parameter(v) for k, v in w1.items()}
-    new, radii = hft.tpgm(given, w0, outer, [None] * 400, norm=norm, radius_lr=0.02)
+    new, radii = hft.tpgm(given, w0, outer, [None] * 200, norm=norm, radius_lr=0.04)
     assert not any(x.requires_grad for x in tree.leaves((new, radii)))
     if norm == "l2":  # one s for each layer reaches the target
         torch.testing.assert_close(new["w"], target["w"], rtol=0, atol=1e-2)

@@ -49,12 +49,11 @@ def test_what_is_refused_elsewhere_is_refused_here(loss: Callable[..., Tensor], 
         hft.train(SGD, lambda p, x: loss(p, x, c), torch.ones(3, dtype=F64), [0.0] * 4)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4, 8), (1, 4, 8)], ids=["4-d", "3-d"])
-def test_attention_has_a_second_derivative(shape: tuple[int, ...]):
+def test_attention_has_a_second_derivative():
     c, data = captured(), [*torch.randn(3, 4, 8, dtype=F64)]
 
     def loss(p, x):
-        q = (x * p).view(shape)
+        q = (x * p).view(1, 1, 4, 8)  # in four dimensions a fused kernel would take it
         return c * F.scaled_dot_product_attention(q, q, q).square().sum()
 
     (got,) = torch.autograd.grad(hft.train(SGD, loss, torch.ones(8, dtype=F64), data).params.square().sum(), c)
@@ -142,19 +141,16 @@ def test_a_number_of_what_is_captured_is_refused_in_an_only_step():
         hft.train(SGD, lambda p, x: c * p.sum() ** 2 + c.item() * p.square().sum(), ONES, [0.0])
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_a_captured_tensor_that_only_a_later_loss_uses_counts(known: bool):
+def test_a_captured_tensor_that_only_a_later_loss_uses_counts():
     c, data = captured(), [(0.1, False), (0.2, False), (0.3, True), (0.4, True)]
 
     def loss(p, batch):
         x, uses = batch
         return ((p - x) ** 4).sum() * (c if uses else 1.0)
 
-    verdict._known.cache_clear()
-    if known:
-        slopes(loss, c, torch.ones(3, dtype=F64), data)
-    got, want = slopes(loss, c, torch.ones(3, dtype=F64), data)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    for _ in range(2):  # the second training is known
+        got, want = slopes(loss, c, torch.ones(3, dtype=F64), data)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="train_loss uses a tensor .* no argument of train"):  # a node would lose it
         hft.train(hft.sgd(lr=c), loss, torch.ones(3, dtype=F64), data, strategy=hft.Unroll(checkpoint=1))
 
@@ -174,8 +170,8 @@ def test_a_batch_that_alone_requires_grad_counts(known: bool):
         end(ONES), end(ONES)
     x = (1.5 * ONES).requires_grad_()
     (got,) = torch.autograd.grad(end(x).sum(), x)
-    step, p = [0.5 * ONES, x, 2 * ONES], ONES
-    for batch in step:
+    p = ONES
+    for batch in (0.5 * ONES, x, 2 * ONES):
         p = p - 0.4 * (p - batch) ** 3
     (want,) = torch.autograd.grad(p.sum(), x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
@@ -241,22 +237,19 @@ def test_a_captured_tensor_inside_an_object_counts(sequence: Any):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("call", ["first", "second"])
-def test_a_training_inside_a_checkpoint(call: str):
+def test_a_training_inside_a_checkpoint():
     def loss(p, x):
         return (p * p * x).sum()
 
     def end(lr):
         return hft.train(hft.sgd(lr=lr), loss, torch.ones(3, dtype=F64), [1.0] * 3).params.sum()
 
-    verdict._known.cache_clear()
-    if call == "second":  # its loss is not looked at any more
-        end(torch.tensor(0.2, dtype=F64, requires_grad=True))
-    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
-    (got,) = torch.autograd.grad(checkpoint(end, lr, use_reentrant=False), lr)
-    (want,) = torch.autograd.grad(end(lr), lr)
-    assert torch.equal(got, want)
-    assert got != 0
+    for _ in range(2):  # in the second call the loss is not looked at any more
+        lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+        (got,) = torch.autograd.grad(checkpoint(end, lr, use_reentrant=False), lr)
+        (want,) = torch.autograd.grad(end(lr), lr)
+        assert torch.equal(got, want)
+        assert got != 0
 
 
 # -- first order -----------------------------------------------------------------------------------------------------
@@ -297,30 +290,6 @@ def test_first_order_is_a_loop_with_constant_gradients(opt, per_layer: bool):
     for x, y, other in zip(got, want, second, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
         assert not torch.allclose(x, other, rtol=1e-3)
-
-
-@pytest.mark.parametrize("strategy", [FIRST, None], ids=["first order", "no_grad"])
-def test_first_order_darts_is_the_direct_derivative(strategy):
-    """In the validation loss, at the weights after a step, which is taken for a constant (arXiv 1806.09055, eq. 8)."""
-    alpha, opt = torch.linspace(-1, 1, 3, dtype=F64).requires_grad_(), hft.sgd(lr=0.1, momentum=0.9)
-
-    def mixed(p, x, alpha):
-        a = torch.softmax(alpha, 0)
-        return a[0] * curved(p, x) + a[1] * curved(p, x.abs()) + a[2] * curved(p, x**2)
-
-    w, m, params, state = NET, {n: torch.zeros_like(x) for n, x in NET.items()}, NET, None
-    for x in DATA:
-        with torch.set_grad_enabled(strategy is not None):
-            run = hft.train(opt, mixed, params, [x], hparams={"loss": alpha}, state=state, strategy=strategy)
-        (got,) = torch.autograd.grad(mixed(run.params, x + 0.3, alpha), alpha)
-        at = {n: v.detach().requires_grad_() for n, v in w.items()}
-        grads = torch.autograd.grad(mixed(at, x, alpha.detach()), [*at.values()])
-        m = {n: 0.9 * m[n] + g for n, g in zip(at, grads, strict=True)}
-        w = {n: w[n] - 0.1 * m[n] for n in w}
-        (want,) = torch.autograd.grad(mixed(w, x + 0.3, alpha), alpha)
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
-        params, state, _ = run.detached()
-        torch.testing.assert_close(params, w, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("captures", [False, True])

@@ -1,4 +1,4 @@
-"""ZeroOrder looks beyond the values that an hparam may have, where an optimizer has to stay finite."""
+"""ZeroOrder looks beyond the values that an hparam may have, and takes any outer value, also without vmap."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+
+from ...support.hypergradients import drawn
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
@@ -34,3 +36,29 @@ def test_params_of_16_bits_are_so_at_all_points(antithetic: bool):
         for strategy in (hft.Unroll(), hft.ZeroOrder(800, 0.1, antithetic, generator=g))
     )  # fmt: skip
     assert (found - exact).norm() < 0.3 * exact.norm()
+
+
+def test_it_counts_errors_where_vmap_cannot_be_used():
+    w = torch.full((3,), 0.3, dtype=torch.float64)
+    data = [torch.arange(1.0, 4.0, dtype=torch.float64) * (i + 1) / 3 for i in range(4)]
+    opt = hft.from_torchopt(__import__("torchopt").sgd, lr=0.1, momentum=0.5)
+    strategy = hft.ZeroOrder(8, 0.3, generator=torch.Generator().manual_seed(0))
+
+    def trained(momentum):
+        hparams = {"momentum": torch.as_tensor(momentum)}
+        return hft.train(opt, lambda p, x: ((p - x) ** 2).sum(), w, data, hparams=hparams).params.detach()
+
+    end = trained(0.5)
+
+    def errors(params):
+        return (params > end).sum()
+
+    with pytest.warns(UserWarning, match="one after the other"):
+        value, grads, _ = hft.hypergradient(
+            opt, lambda p, x: ((p - x) ** 2).sum(), errors, w, data, "momentum", strategy=strategy
+        )
+    assert not value.is_floating_point()
+    assert value == 0
+    rows = drawn(8, generator=torch.Generator().manual_seed(0))
+    moved = [e * (errors(trained(0.5 + 0.3 * e)) - errors(trained(0.5 - 0.3 * e))) for e in rows]
+    torch.testing.assert_close(grads["momentum"], (sum(moved) / (8 * 0.6)).to(grads["momentum"]))

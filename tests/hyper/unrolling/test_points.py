@@ -49,11 +49,11 @@ def walked(parts: Parts, steps: int) -> tuple[int, int]:
 
 
 def test_plans_stay_within_their_bounds_and_a_tree_reaches_them():
-    for steps in [*range(1, 300), 1000, 1024, 5000]:
+    for steps in [*range(1, 70), 255, 256, 257, 1024]:
         found, most = walked(tree_of(4), steps), tree_bounds(steps)
         assert all(x <= y for x, y in zip(found, most, strict=True))
         assert found == most or steps not in (4, 16, 64, 256, 1024)
-    for steps, n in product(range(1, 80), (1, 2, 3, 7, 30)):
+    for steps, n in product(range(1, 40), (1, 2, 3, 7)):
         points, again = walked(every(n), steps)
         assert points <= math.ceil(steps / n) + n - 1
         assert again == 0 if n == 1 or steps <= n else 0 < again < steps
@@ -105,7 +105,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[int]):
-    for steps in [*range(1, 18), 31, 33, 63, 64, 65]:
+    for steps in (1, 2, 4, 5, 16, 17, 65):
         plain, logged = Counted(), Counted()
         want = call(plain, steps, PLAIN)
         live.clear()
@@ -124,7 +124,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("truncate", [None, 1, 17])
+@pytest.mark.parametrize("truncate", [None, 17])
 def test_all_ways_to_keep_points_agree(name: str, truncate: int | None, live: list[int]):
     want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
     live.clear()
@@ -211,7 +211,7 @@ def noisy_adam() -> hft.Optimizer:
     return hft.Optimizer(adam.init, update, adam.hparams)
 
 
-@pytest.mark.parametrize("name", ["sqrt", "log", "offload", "disk, third", "tight"])
+@pytest.mark.parametrize("name", ["sqrt", "offload", "disk, third", "tight"])
 def test_links_give_the_same_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch):
     """With dropout in the loss and noise in the update; and no gradient is computed more often."""
     linked, link = [], Checkpoints.link
