@@ -159,3 +159,5 @@ def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tm
     assert "bilevel, Unroll" in written
     assert "(gain.png)" in written
     assert (tmp_path / "whole/gain.png").exists()
+    whole["config"]["contenders"] = ["default", "random"]
+    assert report.summarise(whole)["problems"]["digits-lr"]["apart"] is None  # no hypergradients to compare with

@@ -1,6 +1,5 @@
 """The study of towers: all trainings at once are those one by one, and what counts as good is counted right."""
 
-
 import pytest
 import torch
 
