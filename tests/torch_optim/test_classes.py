@@ -42,7 +42,9 @@ def play(run: Run, params, opt, steps):
 
 
 @pytest.mark.parametrize(
-    ("build", "dtype"), [(native, torch.float64), (wrapped, torch.float64), (native, torch.float32)], ids=str
+    ("build", "dtype"),
+    [(native, torch.float64), (wrapped, torch.float64), (native, torch.float32)],
+    ids=["own", "around", "own, float32"],
 )
 @every_execution
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
