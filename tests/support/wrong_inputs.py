@@ -52,6 +52,7 @@ OPTIMIZERS: list[Row] = [
     (lambda: hft.adam(betas=(0.9, 1.0)), ValueError, r"betas must lie in \[0, 1\), got 1.0"),
     (lambda: hft.lion(betas=(0.9,)), ValueError, "betas must be a pair"),  # pyright: ignore
     (lambda: updated(hft.adam(), betas=(HALF, HALF, HALF)), ValueError, r"betas must be a pair \(beta1, beta2\), got"),
+    (lambda: hft.adam(eps_root=-1.0), ValueError, "eps_root must lie in"),
     (lambda: hft.sgd(nesterov=True), ValueError, "nesterov needs momentum > 0"),
     (lambda: hft.sgd(nesterov=True, momentum={"w": 0.0}), ValueError, "nesterov needs momentum > 0"),
     (lambda: hft.sgd(nesterov=True, momentum=0.9, dampening=HALF), ValueError, "and dampening = 0, got .*ing = 0.5"),
