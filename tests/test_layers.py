@@ -95,17 +95,6 @@ def test_pure_layers_hold_no_detach_no_grad_or_item_beyond_validation(folder: st
                 assert node.attr not in {"detach", "no_grad", "item", "tolist"} or allowed, f"{path.name}: {node.attr}"
 
 
-def test_no_test_file_imports_another():
-    """What tests share lies in tests/support, or beside them in a file that is no test."""
-    files = list((ROOT / "tests").rglob("*.py"))
-    assert len(files) > 100
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-                assert not [part for part in parts if part.startswith("test_")], f"{path.relative_to(ROOT)}: {parts}"
-
-
 OPTIONAL = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
 OPTIONAL += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
 #: What takes long to import or define, and few need.

@@ -207,7 +207,7 @@ def test_it_maps_over_its_numbers_and_compiles(name: str):
     values, rebuild = tree.flatten(schedule.hparams)
     many = rebuild([torch.stack([x, 0.9 * x]) for x in values])
     got = torch.func.vmap(lambda h: schedule.factor(counts, h))(many)
-    compiled = torch.compile(schedule.factor, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(schedule.factor, fullgraph=True, backend="eager")
     for i in range(2):
         h = rebuild([(x, 0.9 * x)[i] for x in values])
         want = schedule.factor(counts, h)

@@ -85,20 +85,6 @@ def test_a_leaf_that_is_none_stays_none(factory):
         torch.testing.assert_close(found, torch.full_like(found, -0.1))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda w0: hft.adamw(lr=0.1), lambda w0: hft.ftp(hft.sgd(lr=0.1), w0)], ids=["adamw", "ftp"]
-)
-def test_to_torchopt_works_in_a_chain(make):
-    opt, data = make(start()), batches(4)
-    want, _ = train(opt, None, start(), data)
-    chained = torchopt.chain(hft.to_torchopt(opt))
-    params, state = start(), chained.init(start())
-    for x in data:
-        updates, state = chained.update(torch.func.grad(loss)(params, x), state, params=params)
-        params = torchopt.apply_updates(params, updates, inplace=False)
-    torch.testing.assert_close(params, want, rtol=1e-12, atol=1e-13)
-
-
 # -- without params ---------------------------------------------------------------------------------------------------
 
 W0 = start()

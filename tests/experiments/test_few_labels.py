@@ -8,11 +8,11 @@ import torch
 from experiments.common.errors import InputError
 from experiments.common.opinions import FILES
 from experiments.common.tweets import SENTIMENTS, Tweets
-from experiments.meta.few_labels import config, data, methods
+from experiments.meta.few_labels import data, methods
 from experiments.meta.few_labels.config import NOISE, Config
 from experiments.meta.few_labels.data import Data, Problem
 from experiments.meta.few_labels.methods import METHODS, Run, ends, rates_of
-from experiments.meta.few_labels.report import best_simple, gain, methods_of, over_tasks, piece, problems_of, summarise
+from experiments.meta.few_labels.report import piece
 from experiments.meta.few_labels.study import STUDY
 from experiments.meta.few_labels.weights import about
 from hyperopt_ftp import FTPAdamW
@@ -55,53 +55,6 @@ def test_methods_differ_by_what_they_draw(problem):
     batches = [targets for _, targets in run.drawn(run.chances(run.labels, 1.0), 3)]
     labels = problem.task.pictures["train"].labels[n:]
     assert {*torch.cat(batches).tolist()} <= {*labels.tolist()}
-
-
-def test_the_best_simple_way_is_chosen_in_its_favour():
-    rows = {
-        name: {"scores": scores} for name, scores in (("add", [1.0, 3.0]), ("optuna", [2.0, 4.0]), ("learned", [9, 9]))
-    }
-    assert best_simple(rows) == "optuna"
-    assert gain(rows, "learned", "optuna") == (6, pytest.approx(12.706, rel=1e-4))  # t of two values, an error of 1
-    for method in ("then_learned_wise", "learned_then", "learned_then_ftp", "told"):
-        assert best_simple(rows | {method: {"scores": [8.0, 8.0]}}) == "optuna"
-    assert tuple(METHODS) == config.METHODS
-    assert "pruned" not in methods_of(TINY.methods, "poly")
-    assert "importance" not in methods_of(TINY.methods, "wrong tweets")
-
-
-def test_each_number_of_labels_has_its_own_scores():
-    results = {
-        piece("poly", 0, count, "add"): {"score": score, "seconds": 1, "memory": 1}
-        for count, score in ((7, 2.0), (6, 1.0))
-    }
-    config = {"tasks": ["poly"], "methods": ["add"], "labels": 7, "counts": [6], "seeds": [0]}
-    found = problems_of(summarise({"config": config, "results": results}))
-    assert [(name, count, rows["add"]["scores"]) for name, count, rows in found] == [
-        ("poly", "6", [1.0]),
-        ("poly", "7", [2.0]),
-    ]
-
-
-def test_one_way_for_all_tasks_of_a_kind_is_told_by_its_mean_and_its_worst_task():
-    scores = {
-        "newspapers": {"add": [1, 3], "importance": [3, 3], "learned_then": [6, 6], "told": [9, 9]},
-        "tweets": {"add": [5, 7], "importance": [2, 2], "learned_then": [4, 6], "told": [9, 9]},
-        "wrong emoji": {"add": [9, 9], "pruned": [9, 9], "learned_then": [0, 0]},  # alone of its kind
-    }
-    summary = {
-        name: {"100": {method: {"scores": own} for method, own in rows.items()}} for name, rows in scores.items()
-    }
-    content = {"config": {"tasks": [*scores], "labels": 100}, "summary": summary}
-    header, rows = over_tasks(content)
-    half = 12.706 * 0.5  # of t, times the standard error of the gains 5 - 3 and 6 - 5
-    assert rows == [
-        ["another domain", "labels added", "4.0 ± 1.0", f"+1.5 ± {half:.1f}", "-1.0"],  # newspapers
-        ["another domain", "importance weights", "2.5 ± 0.0", "+3.0 ± 6.4", "-4.0"],
-        ["another domain", "wrong labels known", "9.0 ± 0.0", f"-3.5 ± {half:.1f}", "+3.0"],  # is not the highest
-        ["another domain", "learned weights, then labels", "5.5 ± 0.5", "", "-1.0"],
-    ]
-    assert len(header) == len(rows[0])
 
 
 def test_labels_come_beside_the_source_and_then_alone(problem, monkeypatch):

@@ -1,14 +1,11 @@
 """The study of towers: all trainings at once are those one by one, and what counts as good is counted right."""
 
-import math
-
 import pytest
 import torch
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
 from experiments.tuning.towers.config import Config
-from experiments.tuning.towers.report import band, best_place, decades, summarise
 from experiments.tuning.towers.study import STUDY
 from experiments.tuning.towers.tasks import ALPHABET, CONTEXT, Task, codes, contexts, of_digits, of_tweets, one_hot
 from experiments.tuning.towers.training import draw, first_hparams, tower, train, train_all
@@ -95,33 +92,6 @@ def test_no_example_is_in_two_parts():
     assert len(texts[0] & texts[1]) <= 2  # alike in this alphabet alone
     assert int(parts["train"].y.max()) < task.classes
     assert not torch.equal(task.parts(1)["held_out"].y[:50], parts["held_out"].y[:50])
-
-
-def test_what_counts_by_hand():
-    assert decades([0.1, 0.1, 0.1, 5.0, 0.1, math.inf], good=0.1, per_decade=2) == 1.0
-    assert best_place([[3.0, 1.0, 0.1], [3.0, 1.0, math.inf]]) == 1
-    assert band([[3.0, 1.0], [1.0, math.inf], [2.0, math.inf]]) == [[1.0, 2.0, 3.0], [1.0, None, None]]
-
-
-def test_a_summary_by_hand():
-    def result(*rows):
-        return {"start": [[2.0] * 3] * 2, "train": list(rows), "held_out": [[4.0, 5.0, 6.0]] * 2}
-
-    config = {"tasks": ["t"], "bases": ["sgd"], "ways": ["log"], "heights": [0, 1], "per_decade": 1}
-    found = {
-        "t-sgd-0": result([2.0, 1.0, None], [2.0, 0.0, 3.0]),
-        "t-sgd-log-1": result([1.1, 1.15, 1.2], [0.2, 0.3, 0.5]),
-        "t-sgd-seconds": {},
-    }
-    content = {"config": config, "results": found}
-    found = summarise(content)["t, sgd"]
-    assert found["good"] == pytest.approx(0.65)  # 1.1 for one seed, 0.2 for the other
-    assert found["ways"]["log"]["0"]["decades"] == [(0.0, 0.0)] * 2
-    assert found["ways"]["log"]["0"]["train"][0] == 0.5
-    reached = found["ways"]["log"]["1"]
-    assert reached["decades"] == [(0.0, 0.0), (1.5, 0.5)]
-    assert (reached["train"][0], reached["held_out"][0]) == (pytest.approx(0.65), 4.0)
-    assert reached["band"][0] == pytest.approx([0.2, 0.65, 1.1])
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path):

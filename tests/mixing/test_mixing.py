@@ -131,7 +131,7 @@ def test_learned_shares_find_the_mixture_that_made_the_targets():
         return (torch.func.functional_call(model, weights, (batch,)) - y).square().mean()
 
     given = {n: w.requires_grad_() if n in names else w for n, w in tuned.items()}
-    mixed, shares = hft.learned_wise(given, start, outer_loss, [x] * 600, statistics=buffers, strength_lr=0.02)
+    mixed, shares = hft.learned_wise(given, start, outer_loss, [x] * 400, statistics=buffers, strength_lr=0.03)
     assert not any(w.requires_grad for w in (*mixed.values(), *shares.values()))  # no graph from batch to batch
     assert outer_loss(mixed, x) < 1e-4 < 1e-2 < outer_loss(tuned, x)
     assert shares.keys() == true.keys()

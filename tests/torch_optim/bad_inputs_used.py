@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-import hyperopt_ftp as hft
-
 from .bad_inputs import ADAMW, ALL, FTP, NATIVE, Row, Scene, mistyped, no_gradient, refused, step, tracked, unfit
 from .bad_inputs_built import BESIDE, BEST, FLOATS, FUSED, LEAVE_OUT, PREFIX, weight
 
@@ -96,27 +94,6 @@ def with_a_base_loaded_by_itself(s: Scene) -> Any:
     return opt
 
 
-class Refusing(torch.optim.SGD):
-    def step(self, closure: Any = None) -> Any:
-        if self.tired:
-            raise RuntimeError("this base refuses")
-        return super().step(closure)
-
-    tired = False
-
-
-def around_a_base_that_refuses_later(s: Scene) -> Any:
-    opt = hft.FTP(Refusing(s.net.named_parameters(), lr=0.1, momentum=0.9, foreach=True))
-    late, s.net[1].bias.requires_grad = s.net[1].bias, False  # its first step is the one that fails
-    for _ in range(2):
-        s.gradients()
-        late.grad = None
-        opt.step()
-    s.gradients()
-    opt.base.tired = True
-    return opt
-
-
 def fails() -> None:
     raise ArithmeticError("the loss")
 
@@ -157,8 +134,6 @@ STEPS = [
             begin=with_a_group_of_the_base),
     refused("the base's state was loaded without its wrapper; call load_state_dict on FTP(...) itself",
             "`base.load_state_dict`", step, (FTP,), begin=with_a_base_loaded_by_itself),
-    refused("this base refuses", "a base that raises in its step", step, (FTP,),
-            begin=around_a_base_that_refuses_later),
     Row(ArithmeticError, "the loss", "a closure that raises", lambda s: s.opt.step(fails), begin=Scene.begun),
     mistyped("'Tensor' object is not callable", "`step(loss)`", lambda s: s.opt.step(torch.ones(())),
              begin=Scene.begun, torch=True),

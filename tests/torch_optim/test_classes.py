@@ -41,10 +41,13 @@ def play(run: Run, params, opt, steps):
         yield t
 
 
-@pytest.mark.parametrize("build", [native, wrapped])
+@pytest.mark.parametrize(
+    ("build", "dtype"),
+    [(native, torch.float64), (wrapped, torch.float64), (native, torch.float32)],
+    ids=["own", "around", "own, float32"],
+)
 @every_execution
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_weights_and_radii_are_those_of_the_reference_runs(run: Run, execution: str, build, dtype: torch.dtype):
     """In float32 a step rounds W', c, s c and W, each by half a unit of the largest weight; the gradients pull errors
     back. The radius adds the error of its direction, which is that of c relative to a step, times radius_lr.

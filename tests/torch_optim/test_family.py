@@ -36,7 +36,7 @@ def test_a_class_equals_its_transcription_from_the_paper(method: Method, base: s
 @pytest.mark.parametrize("method", [method for method in FAMILY if method.drop_in and method.zero], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_strength_is_the_base_bit_for_bit(method: Method, dtype: torch.dtype):
-    _, first, grads = problem()
+    _, first, grads = problem(steps=16)
     held, free = parameters(first, dtype), parameters(first, dtype)
     opt = method.around(torch.optim.Adam(held.values(), lr=0.05), **method.zero)
     base = torch.optim.Adam(free.values(), lr=0.05)
@@ -47,7 +47,7 @@ def test_no_strength_is_the_base_bit_for_bit(method: Method, dtype: torch.dtype)
 @every_held
 @pytest.mark.parametrize("by", ["name", "group"])
 def test_a_head_is_left_free(method: Method, by: str):
-    _, first, grads = problem()
+    _, first, grads = problem(steps=16)
     free, params = parameters(first), parameters(first)
     list(play(free, BASES["adam"][1](free.values()), grads))
     groups = [{"params": [params["bias"]], "constrained": False}, {"params": [params["weight"], params["conv"]]}]
@@ -62,7 +62,7 @@ def test_a_head_is_left_free(method: Method, by: str):
 @pytest.mark.parametrize("off", [False, True])
 def test_missing_gradients_move_nothing_and_do_not_disturb_others(method: Method, off: bool):
     """From the anchor, and from off it."""
-    anchor, first, grads = problem()
+    anchor, first, grads = problem(steps=16)
     params, alone = parameters(first), parameters(first)
     anchors = tensors(anchor) if off else {name: p.detach().clone() for name, p in params.items()}
     gaps = [{**g, "bias": None if t < 3 or t % 2 else g["bias"]} for t, g in enumerate(grads)]
@@ -195,7 +195,7 @@ def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: 
 
 @every_held
 def test_maximize_is_a_step_along_minus_the_gradient(method: Method):
-    anchor, first, grads = problem()
+    anchor, first, grads = problem(steps=16)
     up, down = parameters(first), parameters(first)
     climbs = method.around(torch.optim.Adam(up.items(), lr=0.05, maximize=True), anchor=tensors(anchor))
     opt = method.around(torch.optim.Adam(down.items(), lr=0.05), anchor=tensors(anchor))
@@ -273,7 +273,7 @@ def test_a_zero_anchor_takes_no_memory():
 
 @every_held
 def test_a_zero_anchor_is_that_of_zeros_given(method: Method):
-    _, first, grads = problem()
+    _, first, grads = problem(steps=16)
     params, twin = parameters(first), parameters(first)
     zeros = {name: torch.zeros_like(p) for name, p in twin.items()}
     opt, given = build(method, params, anchor="zero"), build(method, twin, anchor=zeros)
