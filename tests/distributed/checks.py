@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -359,6 +359,21 @@ def sixteen_bits(folder: Path) -> None:
             assert (off <= torch.finfo(torch.bfloat16).eps * q.float().abs()).all()
             assert (off > 0).sum() <= 0.002 * q.numel() + 1
         assert opt.execution == "sharded"
+
+
+@on("2 processes")
+def mixed_precision(folder: Path) -> None:
+    """Forward and backward in bfloat16, clipped gradients, float32 weights; replicas of the radii stay equal."""
+    model = fully_shard(net(torch.float32), mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    opt = adamw(model.named_parameters())
+    for x, y in batches():
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step()
+    everywhere = gathered(list(opt.radii().values()))
+    assert all(other == everywhere[0] for other in everywhere)
+    assert max(everywhere[0]) > 1e-3
 
 
 @on("2 processes")

@@ -10,10 +10,10 @@ import torch
 from experiments.common.estimate import interval
 from experiments.common.task import percent_right
 from experiments.sensitivity.free.study import STUDY as FREE
-from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of
+from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
 from experiments.sensitivity.radius.study import STUDY as RADIUS
 from experiments.sensitivity.study import STUDY
-from experiments.sensitivity.summary import choices, scores_of
+from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
 from experiments.sensitivity.tuning import (
     SOURCES,
     at_one_rate,
@@ -38,6 +38,27 @@ def answered(*right: str, groups=None, classes=None) -> Answered:
     return Answered(hits, classes, np.arange(count) if groups is None else np.array(groups))
 
 
+def test_a_cross_fitted_score_is_that_by_hand():
+    """Two settings, two splits, groups 0 to 4 each a fold of its own. Right in both splits without fold 0: 3 and 6 of
+    8, so the second setting is taken there, and is wrong on it. So on: 3 and 6; 4 and 4, where the first is taken; 5
+    and 4; 5 and 4. In the first split this is right on group 2 alone, in the second nowhere, though the second setting
+    has 60 %. Out of distribution the first split scores 50 and 100, the second one 50 and 75, as means of two sets."""
+    ids = [answered("11100", "00111"), answered("11000", "00111")]
+    oods = [[answered("10", "11")] * 2, [answered("0", "1"), answered("11", "10")]]
+    found = cross_fitted(ids, oods, np.arange(5), np.ones((1, 5)))
+    assert found.chosen.tolist() == [[1, 1, 0, 0, 0]]
+    assert found.id.tolist() == [[20, 0]]
+    second = [pytest.approx(2 / 5 * right + 3 / 5 * wrong) for right, wrong in ((100, 0), (50, 100))]
+    assert found.ood.tolist() == [[[pytest.approx(2 / 5 * 100 + 3 / 5 * 50)] * 2, second]]
+
+
+def test_luck_in_a_fold_does_not_choose_there():
+    """Each setting is right in one fold alone: what chose by its own fold would score 100."""
+    lucky = answered(*("".join("01"[row == fold] for fold in range(FOLDS)) for row in range(FOLDS)))
+    found = cross_fitted([lucky], [[lucky]], np.arange(FOLDS), np.ones((1, FOLDS)))
+    assert found.id.tolist() == [[0]]
+
+
 @pytest.mark.parametrize("by_class", [False, True])
 def test_a_method_of_one_setting_scores_what_its_answers_do(by_class):
     drawn = torch.Generator().manual_seed(0)
@@ -46,6 +67,29 @@ def test_a_method_of_one_setting_scores_what_its_answers_do(by_class):
     found = cross_fitted([one], [[one]], np.arange(40) % FOLDS, np.ones((1, 40)))
     expected = percent_right(given, truth, by_class)
     assert (found.id.item(), found.ood.item()) == (pytest.approx(expected), pytest.approx(expected))
+
+
+def test_an_interval_by_groups_is_that_of_a_mean_over_groups():
+    """400 groups of four equal examples; of the groups one method is right in 60 %, the other in 40 %, both in 20 %. A
+    difference is 1 in 40 % of them and -1 in 20 %, so of standard deviation sqrt(0.6 - 0.2^2), and its mean has a
+    twentieth of that. By examples the interval would be half as wide. A quantile of B draws has the error
+    sqrt(p (1 - p) / B) / density: 0.084 standard deviations at 97.5 % of 1,000, 0.060 for half of the distance of two;
+    four of these are 12 % of 1.96."""
+    count = 400
+    one, other = (
+        "".join(rows) for rows in zip(*(["11", "10", "10", "01", "00"][k % 5] for k in range(count)), strict=True)
+    )
+    counts = resampled(count)
+    groups = np.repeat(np.arange(count), 4)
+    mine, plain = (
+        cross_fitted([test], [[test]], np.arange(count) % FOLDS, counts)
+        for test in (answered("".join(digit * 4 for digit in row), groups=groups) for row in (one, other))
+    )
+    expected = 1.96 * 100 * math.sqrt(0.6 - 0.04) / math.sqrt(count)
+    for which in ("id", "ood"):
+        difference = (getattr(mine, which) - getattr(plain, which)).reshape(len(counts), -1).mean(1)
+        assert half_width(difference) == pytest.approx(expected, rel=0.12)
+    assert counts.sum(1).tolist() == [count] * len(counts)
 
 
 def test_folds_are_by_name_and_of_one_size():
@@ -75,6 +119,54 @@ def content() -> dict:
     data = {"by_class": True, "tests": {"0": test, "1": test}}
     found = {"results": pieces, "data": data}
     return found | {"summary": choices(found)}
+
+
+def test_what_is_said_of_the_methods(content):
+    summary = content["summary"]
+    assert summary["adamw"] == {
+        "settings": [(0.1, None)] * FOLDS, "id": [100, 100], "ood": [50, 50], "out": [50, 50],
+        "by_groups": {"id": 0, "ood": 0}, "equal": {"id": [0, 0], "ood": [0, 0]},
+    }  # fmt: skip
+    assert by_test(content) == (["minus AdamW", "out"], [
+        ["AdamW", "+0.0 ± 0.0"], ["WiSE-FT", "+0.0 ± 0.0"], ["FTPAdamW", "+50.0 ± 0.0"],
+    ])  # fmt: skip
+    assert summary["wise"]["settings"] == [(0.1, 0.25)] * FOLDS
+    held = fold_of("g0")  # where 0.1 looks as good as 1: the first is taken, and is wrong on g0
+    assert [lr for lr, _ in summary["ftp"]["settings"]] == [0.1 if fold == held else 1.0 for fold in range(FOLDS)]
+    assert summary["ftp"]["id"] == [100, 90]
+    # g0 and h are drawn apart from each other: of a difference of 50 points the interval is not empty
+    assert summary["ftp"]["by_groups"]["ood"] > 10
+    assert widest(summary, "ftp", "id") == (-5, pytest.approx(12.706 * 5, rel=1e-4))
+    header, rows = table(content)
+    assert header == [
+        "method", "best rate", "ID / OOD", "minus AdamW, ID", "by groups", "above", "minus AdamW, OOD", "by groups",
+        "above", "equal grids, ID / OOD", "within 5 points",
+    ]  # fmt: skip
+    by_method = {row[0]: row[1:] for row in rows}
+    same = "+0.0 ± 0.0"
+    assert by_method["AdamW"] == ["0.1 (edge)", "100.0 / 50.0", *[same, "± 0.0", ""] * 2, f"{same} / {same}", "0.1"]
+    assert by_method["WiSE-FT"][0] == "0.1 (edge), share 0.25"
+    assert by_method["FTPAdamW"][0] == "0.1 to 1 (edge)"
+    assert by_method["FTPAdamW"][-1] == "0.1 to 1"
+    assert Answers(content).settings("wise") == [
+        (0.1, 0.25),
+        (0.1, 0.5),
+        (0.1, 1.0),
+        (1.0, 0.25),
+        (1.0, 0.5),
+        (1.0, 1.0),
+    ]
+    assert np.array_equal(
+        *(Answers(content).of(*of, "0", "in").right for of in (("wise", [(1.0, 1.0)]), ("adamw", [(1.0, None)])))
+    )
+    assert scores_of(content)["ftp"][0.1] == [{"id": 100, "ood": 100}, {"id": 90, "ood": 100}]
+    assert [row[0] for row in all_scores(content)[1]] == ["AdamW", "WiSE-FT, 0.5", "WiSE-FT, 0.25", "FTPAdamW"]
+    for piece in content["results"].values():
+        if "ftp" in piece["answers"]:
+            piece["lr"] *= 1 + 1e-12
+    header, rows = all_scores(content)
+    assert header == ["method", "0.1", "1"]
+    assert rows[-1][1] == "95.0 / 100.0"
 
 
 def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):

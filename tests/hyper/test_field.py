@@ -1,9 +1,11 @@
-"""Games: training by a vector field, equal to loops by hand."""
+"""Games: training by a vector field, equal to loops by hand; what two losses joined by detach lose."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -133,6 +135,62 @@ def test_implicit_at_the_equilibrium():
     torch.testing.assert_close(torch.func.hessian(implicit)(h), want, rtol=1e-7, atol=0)
     each = torch.func.vmap(torch.func.grad(implicit))(h.expand(2))
     torch.testing.assert_close(each, found[1].expand(2), rtol=1e-9, atol=0)
+
+
+def test_an_unrolled_gan_with_dropout():
+    """The generator's loss after steps of the discriminator, and through these (arXiv 1611.02163); and both at once."""
+    torch.manual_seed(0)
+    makes = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).to(F64)
+    judges = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 1)).to(F64)
+
+    def seen(p, z):
+        return functional_call(judges, p["judge"], (functional_call(makes, p["make"], (z,)),)).mean()
+
+    def field(p, batch):
+        z, real = batch
+        fake = seen(p, z)
+        told = functional_call(judges, p["judge"], (real,)).mean() - fake
+        rows = {"make": -fake, "judge": -told + 0.1 * sum(w.square().sum() for w in p["judge"].values())}
+        for name, loss in rows.items():
+            found = torch.autograd.grad(loss, [*p[name].values()], create_graph=True)
+            rows[name] = dict(zip(p[name], found, strict=True))
+        return rows
+
+    players = {"make": {n: p.detach() for n, p in makes.named_parameters()},
+               "judge": {n: p.detach() for n, p in judges.named_parameters()}}  # fmt: skip
+    batches, opt = [(numbers(8, 2, seed=k), numbers(8, 2, seed=50 + k) + 2) for k in range(4)], hft.adam(eps=1e-3)
+    slopes = []
+    for strategy in (None, hft.Unroll(checkpoint=1), "by hand"):
+        lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+        torch.manual_seed(5)
+        if strategy == "by hand":
+            p, state = tree.map_tree(lambda x: x.clone().requires_grad_(), players), opt.init(players)
+            for batch in batches:
+                p, state = opt.update(field(p, batch), state, p, {**opt.hparams, "lr": lr})
+        else:
+            p = hft.train(opt, None, players, batches, hparams={"lr": lr}, strategy=strategy, grads=field).params
+        slopes += torch.autograd.grad(sum(w.square().sum() for w in tree.leaves(p)), lr)
+    for slope in slopes[:2]:
+        torch.testing.assert_close(slope, slopes[2], rtol=1e-11, atol=0)
+
+
+def test_losses_joined_by_detach_are_warned_of_and_lose_what_the_field_has():
+    lr = leaves()[0]
+
+    def joined(p, b):
+        return of_x(p["x"], p["y"].detach(), b) + of_y(p["y"], p["x"].detach(), b)
+
+    with pytest.warns(UserWarning, match=r"detaches a function of its params .*hft.train\(.*grads="):
+        run = hft.train(OPT, joined, start(), DATA, hparams={"lr": lr})
+    fixed = torch.tensor(1.0, dtype=F64), start()["x"]
+    by_field = trained(lr, *fixed)
+    for name, p in by_field.params.items():
+        torch.testing.assert_close(run.params[name], p, rtol=1e-13, atol=0)  # one training
+    (lost,) = torch.autograd.grad(outer(run.params), lr)
+    (got,) = torch.autograd.grad(outer(by_field.params), lr)
+    (slope,) = central_differences(lambda lr: outer(by_hand(lr, *fixed)), lr.detach())
+    assert got.item() == pytest.approx(slope.item(), rel=1e-7)
+    assert abs(lost - slope) > 0.01 * slope.abs()
 
 
 def lacks(p, b):

@@ -380,6 +380,33 @@ def test_a_hypergradient_with_dropout_and_autocast_is_that_without_remat(strateg
     assert_close(found, plain, rtol=1e-12 if type(strategy) is not hft.Forward else 1e-11)
 
 
+@pytest.mark.parametrize("solver", ["neumann", "cg"])
+def test_implicit(solver):
+    """Which goes back through a graph many times. Without dropout, in a strongly convex problem."""
+    how = hft.Implicit(solver, iterations=5, tolerance=1.0)
+
+    def found(call):
+        value, grads, _ = hft.hypergradient(
+            hft.sgd(lr=0.1), lambda w, x, own: (call(w, x) - 1).square().mean() + own * w.square().sum(),
+            lambda w: (w - X[:3]).square().mean(), W, [X] * 60, over=["loss"],
+            hparams={"loss": torch.tensor(0.5, dtype=f64)}, strategy=how,
+        )  # fmt: skip
+        return [value, grads["loss"]]
+
+    assert_close(found(lambda w, x: hft.remat(tanh, w, x)), found(tanh))
+
+
+def test_a_derivative_of_a_hypergradient():
+    def second(call):
+        lr = torch.tensor(0.1, dtype=f64, requires_grad=True)
+        loss, how = lambda w, x: call(w, x).square().mean(), hft.Unroll(checkpoint=1)
+        end = hft.train(hft.sgd(), loss, W, [X] * 3, hparams={"lr": lr}, strategy=how).params
+        (first,) = torch.autograd.grad(end.square().sum(), lr, create_graph=True)
+        return [first, *torch.autograd.grad(first, lr)]
+
+    assert_close(second(lambda w, x: hft.remat(tanh, w, x)), second(tanh))
+
+
 def test_an_estimate_sees_what_a_remat_saves():
     def loss(call):
         def of(ws, x):
@@ -489,12 +516,22 @@ def test_an_argument_that_is_changed_before_the_backward_pass():
         torch.autograd.grad(y, w)
 
 
-def test_a_module_whose_mode_changes_before_the_backward_pass():
-    net, x = nn.Dropout(), X.clone().requires_grad_()
-    y = hft.remat(net, x).sum()
-    net.eval()
-    with pytest.raises(RuntimeError, match=r"gives another result.*eval\(\)"):
-        torch.autograd.grad(y, x)
+def test_a_module_is_made_again_in_the_mode_that_it_had():
+    """A network goes into ``eval()`` before its outer loss. A function does not tell which modules it closes over."""
+    net, x = nn.Sequential(nn.Dropout(0.3), nn.Linear(3, 1, dtype=f64)), X.clone().requires_grad_()
+
+    def product(call):
+        torch.manual_seed(0)
+        net.train()
+        y = call(x).sin().sum()
+        net.eval()
+        (g,) = torch.autograd.grad(y, x, create_graph=True)
+        assert not any(m.training for m in net.modules())
+        return [g, *torch.autograd.grad(g.square().sum(), x)]
+
+    assert_close(product(lambda x: hft.remat(net, x)), product(net))
+    with pytest.raises(RuntimeError, match=r"gives another result.*eval\(\) of a module that it closes over"):
+        product(lambda x: hft.remat(lambda x: net(x), x))
 
 
 @pytest.mark.parametrize("strategy", [hft.Unroll(compile="eager"), hft.Forward(compile="eager")], ids=str)
