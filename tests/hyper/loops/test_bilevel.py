@@ -204,7 +204,9 @@ def how_many_nan(p, x):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("strategy", "outer_loss"), [(hft.ZeroOrder(2, 1e-3), how_many_nan), (hft.Implicit(tolerance=10.0), loss)], ids=str
+    ("strategy", "outer_loss"),
+    [(hft.ZeroOrder(2, 1e-3), how_many_nan), (hft.Implicit(tolerance=10.0), loss)],
+    ids=["zero order", "implicit"],
 )
 def test_a_round_that_ends_in_nan_is_taken_back_also_where_its_slopes_are_finite(strategy, outer_loss):
     """As ZeroOrder's are, of an outer loss that counts."""
