@@ -161,8 +161,8 @@ def check_strategy(strategy: Any) -> None:
     elif isinstance(strategy, str):
         hint = did_you_mean(strategy, ("Unroll()", "Forward()", "Implicit()", "ZeroOrder(8, 1e-3)"))
     raise TypeError(
-        "strategy must be a hyperopt_ftp.hyper.Strategy, a class with the method __call__(problem, inputs), as Unroll, "
-        f"Forward, Implicit and ZeroOrder are; got {got}{hint}"
+        "strategy must be a hyperopt_ftp.hyper.Strategy: of a class that derives from it, as Unroll, Forward, Implicit "
+        f"and ZeroOrder do, with the method __call__(problem, inputs); got {got}{hint}"
     )
 
 
@@ -187,8 +187,10 @@ def trained_by(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -
 def _check_outputs(name: str, found: Any, inputs: TrainInputs) -> None:
     if not isinstance(found, TrainOutputs):
         raise TypeError(f"{name} must return TrainOutputs(params, state, losses), got a {type(found).__name__}")
-    if tree.fitted(found.params, tree.Structure(inputs.params)) is None:
-        raise ValueError(f"{name} must return TrainOutputs with params in the structure of inputs.params")
+    given = tree.Structure(inputs.params)
+    params = tree.fitted(found.params, given)
+    if params is None or any(getattr(x, "shape", None) != y.shape for x, y in zip(params, given.leaves, strict=True)):
+        raise ValueError(f"{name} must return TrainOutputs with params of the structure and shapes of inputs.params")
     count, losses = len(inputs.batches), found.losses
     if not isinstance(losses, Tensor) or losses.shape != (count,):
         got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"

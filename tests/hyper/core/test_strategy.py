@@ -118,9 +118,10 @@ def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):
         torch.func.grad(f)(LR) if transform else f(LR.clone().requires_grad_()).backward()
 
 
-def test_params_of_another_structure_are_refused():
-    says = Says(result=TrainOutputs([W], None, torch.zeros(3)))
-    with pytest.raises(ValueError, match="Says must return TrainOutputs with params in the structure of inputs.params"):
+@pytest.mark.parametrize("params", [[W], {"w": W[:1]}], ids=["structure", "shape"])
+def test_params_of_another_form_are_refused(params):
+    says = Says(result=TrainOutputs(params, None, torch.zeros(3)))
+    with pytest.raises(ValueError, match="Says must return TrainOutputs with params of the structure and shapes of "):
         hft.train(hft.sgd(), lambda p, x: line(p["w"], x), {"w": W}, [W] * 3, strategy=says)
 
 
