@@ -273,12 +273,35 @@ def test_every_number_with_an_interval_is_in_the_report_beside_it():
     assert checked >= 40
 
 
-def test_pages_that_are_read_are_short():
-    """Words of the docs without the reference, which is looked things up in, and of the front page."""
-    read = [page.read_text() for page in PAGES[1:] if not page.is_relative_to(ROOT / "docs" / "reference")]
+def test_every_page_says_for_whom_it_is_shows_what_to_run_and_leads_on():
+    """But for the landing page, which is for two, and lists of what was."""
+    found = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    lists = {"index.md", "CHANGELOG.md", "docs/studies/README.md"}
+    pages = {name: (ROOT / name).read_text() for name in found if name not in lists}
+    assert len(pages) > 45
+    for name, text in pages.items():
+        assert re.match(r"# .*\n\nFor ", text), name
+        assert "\n```" in text.partition("\n## ")[0] or len(text.partition("```")[0].split()) < 200, name
+        assert text.rstrip().splitlines()[-1].startswith("Next: "), name
+
+
+VAGUE = "surely|levels?|good rates?|anchor knows|probably|clearly"
+
+
+@pytest.mark.parametrize(("page", "most"), [("results", 900), ("when", 1200)])
+def test_pages_of_results_are_short_and_claim_by_numbers(page, most):
+    words = (ROOT / "docs" / f"{page}.md").read_text()
+    assert len(words.split()) <= most
+    assert re.findall(rf"\b({VAGUE}|ahead|held(?!-out))\b", words) == []
+
+
+def test_the_front_page_and_the_docs_are_short_and_in_plain_words():
+    """Without the reference, which is looked things up in."""
     front = re.sub(r"```.*?```", "", README.partition("## Where to go")[0], flags=re.S)
+    read = [page.read_text() for page in PAGES[1:] if not page.is_relative_to(ROOT / "docs" / "reference")]
     assert len(front.split()) <= 650
     assert sum(len(text.split()) for text in read) <= 31_000
+    assert [found for text in (README, *read) for found in re.findall(rf"\b({VAGUE})\b", without_code(text))] == []
 
 
 def wider(row: list[str], at: int) -> str:
@@ -518,6 +541,8 @@ def test_numbers_of_readme_that_other_pages_have_too():
     torch = re.findall(r'^ +"torch>=([\d.]+)', project, flags=re.M)[0]
     rate, *three = (f"{x:.0e}".replace("e-0", "e-") for x in (tuning.FTP_LR, *tuning.GRIDS["3"]))
     one_rate = next(row for row in rows(report("tuning")) if row[:1] == [f"{tuning.FTP_LR:g}"])
+    steps_of = re.findall(r"\d+ to \d+ steps", (ROOT / "docs" / "results.md").read_text())[0]
+    minutes = re.findall(r"\d+ to \d+ minutes", (ROOT / "CONTRIBUTING.md").read_text())[0]
     quick, when, results = "docs/quick-start.md", "docs/when.md", "docs/results.md"
     for said, pages in {
         f"Python {python}": ("README.md", "docs/index.md", quick, "docs/differentiate.md", "CONTRIBUTING.md"),
@@ -527,6 +552,20 @@ def test_numbers_of_readme_that_other_pages_have_too():
         f"FTPAdamW has {rate}": (results, when),
         f"{three[0]}, {three[1]} and {three[2]}": ("README.md",),
         f"best of three rates ({', '.join(three)})": (results,),
+        steps_of: ("README.md", when),
+        "ive splits": ("README.md", results, when),
+        minutes: ("README.md",),
         f"(on average {one_rate[3]})": ("docs/choosing.md",),
     }.items():
         assert [page for page in pages if said not in one_line((ROOT / page).read_text())] == [], said
+
+
+def test_figures_lie_with_the_runs_that_made_them():
+    shown = [
+        (ROOT / page).parent / target
+        for page in ("README.md", "docs/results.md", "docs/performance.md")
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / page).read_text())
+    ]
+    assert len(shown) >= 3
+    places = (STUDIES, ROOT / "benchmarks" / "results")
+    assert [figure for figure in shown if not any(figure.resolve().is_relative_to(place) for place in places)] == []

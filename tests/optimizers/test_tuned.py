@@ -59,6 +59,25 @@ def test_ftp_is_hyper_of_projected(seed, shapes, base, gradient, kappa, norm, of
         assert largest_difference(s.radius, u.tuned["radius"]) <= 1e-12
 
 
+def test_the_two_have_the_same_outer_derivatives():
+    """Nothing is detached on either side: d loss / d lr through ten steps agrees."""
+    w0, data = start(), batches(10)
+
+    def through_closed(lr):
+        opt = hft.ftp(hft.sgd(lr=0.1), w0, radius_lr=0.05, gradient="exact")
+        return loss(train(opt, opt.hparams | {"lr": lr}, w0, data)[0], data[0])
+
+    def through_nested(lr):
+        opt = hft.hyper(hft.projected(hft.sgd(lr=0.1), w0), by=hft.damped(hft.adam(lr=0.05)), over="radius")
+        hparams = opt.hparams | {"base": opt.hparams["base"] | {"lr": lr}}
+        return loss(train(opt, hparams, w0, data)[0], data[0])
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    a, b = torch.func.grad(through_closed)(lr), torch.func.grad(through_nested)(lr)
+    assert a.item() == pytest.approx(b.item(), rel=1e-10)
+    assert a.item() == pytest.approx(central_differences(through_closed, lr)[0].item(), rel=1e-6)
+
+
 def test_the_pullback_is_the_gradient_through_the_last_step():
     params, (x, y) = start(), batches(2)
     opt = hft.hyper(hft.adamw(lr=0.1, eps=1e-2), by=hft.sgd(lr=1.0), over=("lr", "betas", "weight_decay"))

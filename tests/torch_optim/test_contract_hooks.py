@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 
 from ..support.compare import equal, kept, same
 from ..support.contract import Row, again, begun, one_base
@@ -83,3 +84,23 @@ def test_hooks_of_loading_in_their_order(row: Row):
     assert order == [("first", 0.5), ("second", 0.25), ("then", len(params)), ("last", 0.25)]
     assert same(given, saved)
     assert same(fresh.state_dict()["state"], saved["state"])
+
+
+@one_base
+def test_what_a_hook_makes_of_a_checkpoint_is_checked_and_an_error_changes_nothing(row: Row):
+    _, opt = begun(row, steps=2)
+    saved = copy.deepcopy(opt.state_dict())
+    key = "anchor"
+
+    def spoils(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+        new = copy.deepcopy(found)
+        new["state"][0][key] = torch.ones(7, 7)
+        return new
+
+    handle = opt.register_load_state_dict_pre_hook(spoils)
+    before = kept(opt)
+    with pytest.raises(ValueError, match=f"the checkpoint's {key} of 0"):
+        opt.load_state_dict(saved)
+    assert same(kept(opt), before)
+    handle.remove()
+    opt.load_state_dict(saved)
