@@ -62,7 +62,7 @@ class LayerCall:
 
     def __init__(self, layer: Callable[..., Any], owner: nn.Module | None, given: list[Any], spec: Any) -> None:
         self._layer, self._owner, self._given, self._spec = layer, owner, given, spec
-        self._begin, self._modes = Replay(), modes_of(owner) if owner else []
+        self._begin, self._modes = Replay(), [] if owner is None else modes_of(owner)
         self._result: Any = None
         self._prints: list[Tensor] = []  # of what the first run gave
 

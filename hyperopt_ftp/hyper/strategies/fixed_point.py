@@ -72,16 +72,16 @@ def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done
     # Where A is not positive the iterations may still arrive; if not, what they have found is no solution at all.
     lost = bent & (size(r) > 1)
     # Where A is singular, x grows until rounding parts r from b - A x.
-    return Solved(x, iterations, torch.where(lost, torch.inf, size(_left(matvec, b, x))))
+    return Solved(x, iterations, torch.where(lost, torch.inf, size(_residual(matvec, b, x))))
 
 
 def dense(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:
     """By the matrix itself, whatever it is."""
     x = solved_by(columns_of(matvec, b), b)
-    return Solved(x, sum(u.numel() for u in b), size(_left(matvec, b, x)))
+    return Solved(x, sum(u.numel() for u in b), size(_residual(matvec, b, x)))
 
 
-def _left(matvec: Any, b: Vector, x: Vector) -> Vector:
+def _residual(matvec: Any, b: Vector, x: Vector) -> Vector:
     return [u - v for u, v in zip(b, matvec(x), strict=True)]
 
 
