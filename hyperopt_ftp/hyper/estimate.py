@@ -133,8 +133,8 @@ def estimate(
         full, strategy = checked(optimizer, local, params, full, strategy)
         everything, tuned = selected(params, known, over, full)
         given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
-        own = beside(tree.leaves(given["params"]), without_start(given))
-        inputs = TrainInputs(own, given["params"], first, given["batches"])
+        hparams = beside(tree.leaves(given["params"]), without_start(given))
+        inputs = TrainInputs(hparams, given["params"], first, given["batches"])
         problem = problem_of(optimizer, local)
         inputs = problem.begun(inputs)
         problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
@@ -152,8 +152,8 @@ def _fakes(params: Any) -> tuple[AbstractContextManager[Any], Callable[[Any], An
     rows = [x for x in tree.leaves(params) if isinstance(x, Tensor)]
     if not any(x.is_meta or isinstance(x, FakeTensor) for x in rows):
         return nullcontext(), lambda values: values
-    own = [x.fake_mode for x in rows if isinstance(x, FakeTensor)]
-    mode = own[0] if own else FakeTensorMode(allow_non_fake_inputs=True)
+    modes = [x.fake_mode for x in rows if isinstance(x, FakeTensor)]
+    mode = modes[0] if modes else FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the given one lives as long as its number
 
     def fake(x: Any) -> Any:

@@ -133,7 +133,7 @@ def value_and_grad(
         )
 
     def objective(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
-        given = paths.merge(fixed, mine if leaves is own else rebuild(leaves))
+        given = paths.merge(fixed, mine if leaves is at else rebuild(leaves))
         h = without_start(given)
         inputs = optimizer, train_loss, given["params"], given["batches"], h, first, how
         run = joined(walked(*inputs), stop) if stop else trained(*inputs)
@@ -152,12 +152,12 @@ def value_and_grad(
             return objective(leaves, how)
 
     looked = not by_values
-    own, rebuild = tree.flatten(tuned)
+    at, rebuild = tree.flatten(tuned)
     fixed, first, mine = everything, state, tuned
     if not under_transform():  # nothing outside is to grow a graph
-        fixed, first, own = detached(everything), detached(state), [x.detach().requires_grad_() for x in own]
-        mine = rebuild(own)
-    value, found, run = strategy.value_and_grad(watched, own, partial(agreed, train_loss))
+        fixed, first, at = detached(everything), detached(state), [x.detach().requires_grad_() for x in at]
+        mine = rebuild(at)
+    value, found, run = strategy.value_and_grad(watched, at, partial(agreed, train_loss))
     check_value(train_loss, value)
     return value, rebuild(found), (run.params, run.state)
 

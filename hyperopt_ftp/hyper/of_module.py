@@ -121,8 +121,8 @@ class OfModule:
         if sums or any(map(is_dtensor, tree.leaves(params))):
             raise ValueError("buffers are averaged over processes: give plain params, and reduction='mean'")
         once, state = self._once(params), state if isinstance(state, BufferedState) else self.buffered(state)
-        if own := once.keys() & self.carried.keys():
-            raise ValueError(f"params has the buffers {sorted(own)}, which are not trained: give named_parameters()")
+        if both := once.keys() & self.carried.keys():
+            raise ValueError(f"params has the buffers {sorted(both)}, which are not trained: give named_parameters()")
         if other := sorted(state.buffers.keys() ^ self.carried.keys()):
             raise ValueError(f"state has the buffers of another module: only one of them has {few(other)}")
 
@@ -232,11 +232,11 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
         got = f"{type(net).__name__} and {type(run).__name__}"
         raise TypeError(f"load takes a module, then a run or tensors by name, got {got}")
     given = {**tree.by_path(run.params), **run.buffers} if isinstance(run, TrainOutputs) else dict(run)
-    own = _tensors_of(net)
-    _check_names("run", given, own)
+    tensors = _tensors_of(net)
+    _check_names("run", given, tensors)
     with torch.no_grad():
         for name, x in given.items():
-            own[name].copy_(x)
+            tensors[name].copy_(x)
 
 
 def _check_names(what: str, given: Mapping[str, Any], known: Mapping[str, Tensor]) -> None:

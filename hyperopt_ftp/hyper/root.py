@@ -130,23 +130,23 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
     how = strategy or (Implicit("dense") if count <= SMALL else Implicit("neumann", iterations=1000))
     rows, whole = tree.flatten(theta)
     kinds = [is_float(x) if isinstance(x, Tensor) else None for x in rows]
-    own, constants = ([x for x, kind in zip(rows, kinds, strict=True) if kind is wanted] for wanted in (True, False))
-    asked = [tracked(x) for x in own] if torch.is_grad_enabled() else None
+    varied, constants = ([x for x, kind in zip(rows, kinds, strict=True) if kind is wanted] for wanted in (True, False))
+    asked = [tracked(x) for x in varied] if torch.is_grad_enabled() else None
 
-    def given(own: Vector, constants: Vector) -> Any:
-        rest = {True: iter(own), False: iter(constants)}
+    def given(varied: Vector, constants: Vector) -> Any:
+        rest = {True: iter(varied), False: iter(constants)}
         return whole([x if kind is None else next(rest[kind]) for x, kind in zip(rows, kinds, strict=True)])
 
-    def equation(x: Vector, start: Vector, own: Vector, constants: Vector) -> Vector:
-        return _fitted(f"{name}: F", function(rebuild(x), given(own, constants)), x, rebuild)
+    def equation(x: Vector, start: Vector, varied: Vector, constants: Vector) -> Vector:
+        return _fitted(f"{name}: F", function(rebuild(x), given(varied, constants)), x, rebuild)
 
     def find(*columns: Vector) -> Vector:
-        start, own, constants = columns
-        _refuse_lost(equation, asked, start, own, constants)
+        start, varied, constants = columns
+        _refuse_lost(equation, asked, start, varied, constants)
         if solve is None:
             return _iterated(name, system, *columns)
         with torch.enable_grad():
-            found = solve(rebuild([x.clone() for x in start]), given(own, constants))  # it may write into x0
+            found = solve(rebuild([x.clone() for x in start]), given(varied, constants))  # it may write into x0
         x = [v.detach() for v in _fitted(f"{name}: what solve returned", found, start, rebuild)]
         _judge(name, system, x, *columns)
         return x
@@ -156,7 +156,7 @@ def _root(name: str, function: Any, x0: Any, theta: Any, solve: Any, strategy: A
         lambda v, x, *columns, transposed=transposed: solution(how.system_of(equation, transposed), v, x, *columns)
         for transposed in (False, True)
     )
-    return rebuild(solved(Equation(equation, find, back, push), start, own, constants))
+    return rebuild(solved(Equation(equation, find, back, push), start, varied, constants))
 
 
 def _fitted(what: str, found: Any, x: Vector, rebuild: tree.Structure) -> Vector:
@@ -171,13 +171,13 @@ def _kinds(x: list[Any]) -> list[str]:
     return [f"{tuple(u.shape)} {u.dtype}" if isinstance(u, Tensor) else shown(u) for u in x]
 
 
-def _refuse_lost(equation: Any, asked: list[bool] | None, start: Vector, own: Vector, constants: Vector) -> None:
+def _refuse_lost(equation: Any, asked: list[bool] | None, start: Vector, varied: Vector, constants: Vector) -> None:
     """Raise where F captures a tensor, or reads a number, whose derivative would be lost; ``asked``: of theta's."""
     if under_transform():
         with refuse_outer_tensors(EQUATION, leaves_too=asked is not None), torch.no_grad():
-            equation(start, start, own, constants)
+            equation(start, start, varied, constants)
         return
-    x, of_theta = (detached_leaves(column)[0] for column in (start, own))
+    x, of_theta = (detached_leaves(column)[0] for column in (start, varied))
     knobs = [*x, *(u for u, yes in zip(of_theta, asked or [], strict=False) if yes)]
     with refuse_outer_tensors(EQUATION), read_knobs(EQUATION, knobs, ()), torch.enable_grad():
         values = equation(x, x, of_theta, constants)
@@ -236,9 +236,9 @@ def _newton(x: Vector, values: Vector, back: Any) -> Vector:
 def _sizes(x: Vector, start: Vector, small: float) -> Vector:
     """Of each entry, or of the way to it, but so much of the largest that ``small`` of it is no less than rounding."""
     eps = torch.finfo(x[0].dtype).eps
-    own = [torch.maximum(u.abs(), (u - v).abs()) for u, v in zip(x, start, strict=True)]
-    least = eps / max(small, eps) * _most(own)
-    return [torch.maximum(u, least.to(u)) for u in own]
+    sizes = [torch.maximum(u.abs(), (u - v).abs()) for u, v in zip(x, start, strict=True)]
+    least = eps / max(small, eps) * _most(sizes)
+    return [torch.maximum(u, least.to(u)) for u in sizes]
 
 
 def _share(change: Vector, sizes: Vector) -> Tensor:

@@ -171,14 +171,14 @@ def trained(
         return back(trained(optimizer, train_loss, params, batches, full, state, strategy, before))
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
-    own = tree.leaves(params)
-    inputs = TrainInputs(beside(own, full), params, state, given)
-    sharded = any(map(is_dtensor, own))
+    weights = tree.leaves(params)
+    inputs = TrainInputs(beside(weights, full), params, state, given)
+    sharded = any(map(is_dtensor, weights))
     if sharded:
         inputs = on_mesh(inputs, optimizer)
-    for node in freed(own + tree.leaves(state)):
+    for node in freed(weights + tree.leaves(state)):
         node.register_prehook(_refuse_again)
-    if check_leaves(own + tree.leaves((full, state, given))):
+    if check_leaves(weights + tree.leaves((full, state, given))):
         inputs = without_inference(inputs)
     if under_transform() or before == 1:
         _warn_of_float16(inputs)

@@ -26,7 +26,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.core.memory import bytes_of
 from hyperopt_ftp.hyper.distributed.collectives import Team, Total
-from hyperopt_ftp.hyper.unrolling import eager
+from hyperopt_ftp.hyper.unrolling import budget
 
 from .launch import from_one, gathered, on
 
@@ -434,12 +434,12 @@ def an_empty_shard_of_a_loss_in_another_dtype(folder: Path) -> None:
 def decisions_are_agreed_on(folder: Path) -> None:
     """All keep what fits into the least memory of one; the largest shard decides whether graphs are small enough."""
     memory = 80_000 if dist.get_rank() == 0 else 10**9
-    before, eager.SMALL = eager.SMALL, 110_000
+    before, budget.SMALL = budget.SMALL, 110_000
     try:
         with counted() as names:
             found = [hypergradient(hft.Unroll(memory=memory), False), hypergradient(hft.Unroll(), False, (1, 2, 3))]
     finally:
-        eager.SMALL = before
+        budget.SMALL = before
     assert all(other == names for other in gathered(names))
     assert apart(found, from_one(partial(alone, hft.Unroll())) * 2) <= 1e-12
 

@@ -16,7 +16,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import InnerProblem, Strategy
 from hyperopt_ftp.hyper.core.inputs import BufferedState
-from hyperopt_ftp.hyper.unrolling import eager
+from hyperopt_ftp.hyper.unrolling import budget
 
 from ..support.hypergradients import drawn, every_way
 
@@ -147,7 +147,7 @@ def test_zero_order_hands_buffers_on_too():
 
 
 def test_buffers_are_those_of_the_step_where_graphs_turn_out_to_be_too_large(monkeypatch):
-    monkeypatch.setattr(eager, "SMALL", 0)
+    monkeypatch.setattr(budget, "SMALL", 0)
     test_derivatives_and_buffers_are_those_of_a_loop_by_hand(hft.Unroll())
 
 

@@ -169,7 +169,7 @@ def test_where_the_start_is_a_constant_nothing_is_kept_of_earlier_steps(strategy
 
 
 def test_graphs_are_kept_up_to_a_limit_for_all_steps(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unroll, "are_small", lambda problem, made, params, count: count < 3)
+    monkeypatch.setattr(unroll, "graphs_fit", lambda problem, inputs, left: problem.before + left < 3)
     lr, hidden = one(0.1, requires_grad=True), []
     for step in hft.steps(SGD, loss, W, DATA, hparams={"lr": lr}):
         hidden.append(type(step.params["w"].grad_fn).__name__ == "TrainNodeBackward")

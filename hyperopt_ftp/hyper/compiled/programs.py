@@ -40,8 +40,8 @@ class Program:
 
     def _begin(self) -> None:
         # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
-        own = types.FunctionType(self._function.__code__.replace(), self._function.__globals__)
-        self._compiled, self._draws = scan.compiled(own, self._backend, self._compiles)
+        function = types.FunctionType(self._function.__code__.replace(), self._function.__globals__)
+        self._compiled, self._draws = scan.compiled(function, self._backend, self._compiles)
 
     def run(
         self, given: tuple[Any, ...], steps: int, seeds: Tensor | None = None, look: Callable[[], Any] | None = None,

@@ -181,7 +181,7 @@ def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:
         return False
     shapes = [x.shape for x in leaves]
     columns = [tree.leaves(getattr(state, name)) for name in rule.keeps]
-    own = [x for column in columns for x in column]
+    rows = [x for column in columns for x in column]
     like = leaves[0].dtype, leaves[0].device
-    plain = all(type(x) in _PLAIN and (x.dtype, x.device) == like for x in own)
+    plain = all(type(x) in _PLAIN and (x.dtype, x.device) == like for x in rows)
     return plain and all([x.shape for x in column] == shapes for column in columns)

@@ -30,8 +30,8 @@ def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
 
 def bytes_of(values: Any, kind: str | None = None) -> int:
     """Bytes of a tree's tensors on devices of that kind, ``None``: on all; shared memory counts once."""
-    own = [x for x in tree.leaves(values) if _counts(x) and kind in (None, x.device.type)]
-    storages = [local(x).untyped_storage() for x in own]
+    counted = [x for x in tree.leaves(values) if _counts(x) and kind in (None, x.device.type)]
+    storages = [local(x).untyped_storage() for x in counted]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 

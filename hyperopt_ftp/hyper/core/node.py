@@ -72,13 +72,13 @@ def through_node(
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
     derived, problem = transform or any(flags), problem.asking(rebuild(flags))
     guarded = partial(problem.guarded, inputs, derived=derived, closed=True, **method.needs)
-    own = guarded()
+    looked_at = guarded()
     if not derived:
         with torch.no_grad():
-            return method.values(own, inputs)
+            return method.values(looked_at, inputs)
     places = [i for i, x in enumerate(leaves) if tracked(x)]
-    first = guarded(inside_function=True) if transform else own
-    job = TrainJob(method, own, first, leaves, rebuild, places, transform, Replay(began))
+    first = guarded(inside_function=True) if transform else looked_at
+    job = TrainJob(method, looked_at, first, leaves, rebuild, places, transform, Replay(began))
     return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
 
 

@@ -201,8 +201,8 @@ class PlainLoop:
         self.k: int = 0
         self.losses: list[Tensor] = []
         self._hparams, self._batches = inputs.hparams, inputs.batches
-        own, update = without_loss(inputs.hparams), problem.guarded_update
-        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, own, update, len(self._batches))
+        hparams, update = without_loss(inputs.hparams), problem.guarded_update
+        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, hparams, update, len(self._batches))
         self._at, self._state = self._carry.begin()
         self._own = (inputs.hparams["loss"],) if "loss" in inputs.hparams else ()
         self._asked = bool(requiring_grad(self._own))
@@ -273,8 +273,8 @@ class PlainLoop:
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
-        own = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
-        return not own.issuperset(map(id, ends_below([loss.grad_fn], ())))
+        known = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
+        return not known.issuperset(map(id, ends_below([loss.grad_fn], ())))
 
 
 def _aliased(batch: Any) -> tuple[Any, list[Tensor]]:

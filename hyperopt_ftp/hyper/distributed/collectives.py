@@ -91,10 +91,10 @@ class Copy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        own = list(cotangents)
+        mine = list(cotangents)
         if under_transform():
-            own[ctx.least] = own[ctx.least] + zero_like([own[ctx.least]], *ctx.like)
-        return (None, *Total.apply(ctx.team, *ctx.saved_tensors, *own))
+            mine[ctx.least] = mine[ctx.least] + zero_like([mine[ctx.least]], *ctx.like)
+        return (None, *Total.apply(ctx.team, *ctx.saved_tensors, *mine))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
@@ -113,11 +113,11 @@ class Total(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(team: Team, copy: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
-        wide = reduce(torch.promote_types, (tree.working(x).dtype for x in own))
-        flat = torch.cat([x.reshape(-1).to(own[0].device, wide) for x in own])
-        parts = team.total(flat).split([x.numel() for x in own])
-        return tuple(part.view(x.shape).to(x) for part, x in zip(parts, own, strict=True))
+    def forward(team: Team, copy: Tensor, *mine: Tensor) -> tuple[Tensor, ...]:
+        wide = reduce(torch.promote_types, (tree.working(x).dtype for x in mine))
+        flat = torch.cat([x.reshape(-1).to(mine[0].device, wide) for x in mine])
+        parts = team.total(flat).split([x.numel() for x in mine])
+        return tuple(part.view(x.shape).to(x) for part, x in zip(parts, mine, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -131,14 +131,14 @@ class Total(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        own = [x if t is None else t for x, t in zip(ctx.like, tangents[2:], strict=True)]
-        return Total.apply(ctx.team, min(own, key=Tensor.numel), *own)
+        mine = [x if t is None else t for x, t in zip(ctx.like, tangents[2:], strict=True)]
+        return Total.apply(ctx.team, min(mine, key=Tensor.numel), *mine)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        team, copy, *own = args
-        rows = [_rows(x, d, info.batch_size) for x, d in zip(own, in_dims[2:], strict=True)]
-        return Total.apply(team, copy, *rows), (0,) * len(own)
+        team, copy, *mine = args
+        rows = [_rows(x, d, info.batch_size) for x, d in zip(mine, in_dims[2:], strict=True)]
+        return Total.apply(team, copy, *rows), (0,) * len(mine)
 
 
 class Whole(torch.autograd.Function):
@@ -181,8 +181,8 @@ class Whole(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         (weight,) = ctx.saved_tensors
-        own = Copy.apply(ctx.team, cotangents[0])[0] * weight
-        return None, None, None, own.to(ctx.dtype), ctx.copy + (0 * own).sum().to(ctx.copy), *(None,) * ctx.shared
+        mine = Copy.apply(ctx.team, cotangents[0])[0] * weight
+        return None, None, None, mine.to(ctx.dtype), ctx.copy + (0 * mine).sum().to(ctx.copy), *(None,) * ctx.shared
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:

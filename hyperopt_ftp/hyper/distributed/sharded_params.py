@@ -29,8 +29,8 @@ def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
         )
     if inputs.state is None:
         inputs = inputs._replace(state=optimizer.init(inputs.params, without_loss(inputs.hparams)))
-    own = tree.map_tree(lambda x: without_partials(replicated(x, at.mesh)), (inputs.hparams, inputs.state))
-    return inputs._replace(hparams=own[0], state=own[1])
+    hparams, state = tree.map_tree(lambda x: without_partials(replicated(x, at.mesh)), (inputs.hparams, inputs.state))
+    return inputs._replace(hparams=hparams, state=state)
 
 
 def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:

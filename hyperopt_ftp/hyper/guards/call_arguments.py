@@ -26,7 +26,7 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
     """The complete hparams of the optimizer, and those of the loss, if given."""
     if not isinstance(hparams, dict) or "loss" not in hparams:
         return complete(hparams, optimizer.hparams)
-    own = without_loss(hparams)
+    of_optimizer = without_loss(hparams)
     given = hparams["loss"]
     if not all(isinstance(x, Tensor) for x in tree.leaves(given)):
         for name, value in tree.named(given):
@@ -34,7 +34,7 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
                 kind = type(value).__name__
                 raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {kind}")
         given = tree.map_tree(as_tensor, given)
-    return {**complete(own, optimizer.hparams), "loss": given}
+    return {**complete(of_optimizer, optimizer.hparams), "loss": given}
 
 
 def check_loss(name: str, value: Any) -> None:
@@ -150,8 +150,8 @@ def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
     leaves = tree.leaves(params)
     if {*map(type, leaves)} == {Tensor}:
         return
-    own = [x for x in leaves if isinstance(x, torch.nn.Parameter)]
-    if not own or {x.requires_grad for x in own} != {True, False}:  # all frozen: they are given on purpose
+    parameters = [x for x in leaves if isinstance(x, torch.nn.Parameter)]
+    if not parameters or {x.requires_grad for x in parameters} != {True, False}:  # all frozen: on purpose
         return
     parts = getattr(optimizer, "parts", None)
     where = parts(params) if parts else {}

@@ -120,10 +120,10 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         slots = any(vars(base).get("__slots__") for base in kind.__mro__)
         if isinstance(x, nn.Module) and (slots or _has_any_global_hook()):
             return None
-        own = getattr(x, "__dict__", {})
-        key.append((kind, (*own,)))  # with the names of attributes
+        attributes = getattr(x, "__dict__", {})
+        key.append((kind, (*attributes,)))  # with the names of attributes
         return [
-            *own.values(),
+            *attributes.values(),
             *(y for cls in kind.__mro__ if not _is_known(package_of(cls.__module__)) for y in _of_class(cls)),
         ]
     return None

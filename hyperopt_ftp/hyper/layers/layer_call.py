@@ -30,8 +30,8 @@ def call_of(layer: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LayerCal
     """``layer(*args, **kwargs)`` as a function of tensors; and these, among them those of a module."""
     owner = layer.__self__ if isinstance(layer, MethodType) else layer
     owner = owner if isinstance(owner, nn.Module) else None
-    own = {} if owner is None else {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
-    leaves, spec = pytree.tree_flatten((own, args, kwargs))
+    of_owner = {} if owner is None else {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
+    leaves, spec = pytree.tree_flatten((of_owner, args, kwargs))
     _refuse_objects(leaves)
     given, tensors = _without(leaves, lambda x: isinstance(x, Tensor))
     return LayerCall(layer, owner, given, spec), tensors
@@ -103,9 +103,9 @@ class LayerCall:
         return _filled(leaves, spec, tensors)
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[list[Any], Any]:
-        own, args, kwargs = _filled(self._given, self._spec, tensors)
+        of_owner, args, kwargs = _filled(self._given, self._spec, tensors)
         owner = self._owner
-        there = nullcontext() if owner is None else _reparametrize_module(owner, by_place(owner, own))
+        there = nullcontext() if owner is None else _reparametrize_module(owner, by_place(owner, of_owner))
         # Also the first time: it may take a derivative itself.
         with twice_differentiable(), torch.enable_grad(), in_modes(self._modes), there:
             return pytree.tree_flatten(self._layer(*args, **kwargs))

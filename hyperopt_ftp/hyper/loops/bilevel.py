@@ -257,9 +257,9 @@ class _Rounds:
         if self.optimizer.settle is None or not ours:
             return tuned
         full = paths.merge(given, tuned)
-        own = {name: full[name] for name in self.optimizer.hparams}
+        hparams = {name: full[name] for name in self.optimizer.hparams}
         base = inner.base if isinstance(inner, BufferedState) else inner
-        return tuned | paths.select(self.optimizer.settle(own, base), ours)
+        return tuned | paths.select(self.optimizer.settle(hparams, base), ours)
 
 
 def _check_rounds(
@@ -315,4 +315,4 @@ def _finite(values: Any) -> bool:
                 return False
         elif isinstance(x, Tensor):
             flags.setdefault(x.device, []).append(x.isfinite().all())
-    return all(bool(torch.stack(own).all()) for own in flags.values())
+    return all(bool(torch.stack(row).all()) for row in flags.values())

@@ -115,8 +115,8 @@ class Forward(Strategy):
         size = min(self.chunk or tangents, tangents)
         chunks = -(-tangents // size)
         # The first gradient has no tangent where only the optimizer's hparams have.
-        own = problem.needs_grad._replace(hparams={"loss": problem.needs_grad.hparams.get("loss", False)})
-        products = tangents * (count - (not any(tree.leaves(own))))
+        of_loss = problem.needs_grad._replace(hparams={"loss": problem.needs_grad.hparams.get("loss", False)})
+        products = tangents * (count - (not any(tree.leaves(of_loss))))
 
         def trial() -> Any:
             with torch.no_grad():

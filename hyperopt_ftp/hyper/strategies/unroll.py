@@ -22,8 +22,8 @@ from ..core.replay import Replay, RngState
 from ..core.second_order import twice_differentiable
 from ..core.strategy import Costs, PlainSteps, Strategy, memory_of_steps
 from ..core.torch_private import keeps_graph, under_transform
-from ..unrolling.budget import Sizes, affordable, peak_of, sizes_of
-from ..unrolling.eager import EagerSteps, are_small
+from ..unrolling.budget import Sizes, affordable, graphs_fit, peak_of, sizes_of
+from ..unrolling.eager import EagerSteps
 from ..unrolling.plans import Plan, backward_schedule, points_of_every, points_of_tree, root_of, with_graphs
 from ..unrolling.points import Checkpoints, links_pay
 
@@ -192,7 +192,7 @@ class Unroll(Strategy):
             loop = self._loop(guarded, inputs, first).run(first + 1)
             if loop.has_graph:
                 hooks = verdict.has_hooks and not self.first_order
-                if hooks or not self._fits(problem, inputs, first, verdict):
+                if hooks or not self._fits(guarded, inputs, first):
                     return self._by_graphs_or_points(problem, inputs, first)  # which says why it cannot be done
                 loop.problem = self._guarded(problem, inputs, True)[0]
                 return loop.run().end()
@@ -203,24 +203,21 @@ class Unroll(Strategy):
             guarded, verdict = self._guarded(problem, inputs, True)
             # Where the loss is known, what is kept is decided before the first step.
             rng = None if verdict.loss and self.truncate is None else Replay().now()
-            loop, own = self._loop(guarded, inputs, first), len(inputs.batches) - first
+            loop, left = self._loop(guarded, inputs, first), len(inputs.batches) - first
             if not verdict.loss:
                 loop.run(1)
-            fits = self._fits(problem, inputs, first, verdict)
+            fits = self._fits(guarded, inputs, first)
             if not fits and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
             # What is checkpointed in the loss is computed again in the backward pass, under its settings.
             if fits and (self.first_order or not verdict.has_hooks):
                 return loop.run().end()
-            plan = with_graphs(own, own) if fits else points_of_every(1)
+            plan = with_graphs(left, left) if fits else points_of_every(1)
             return self._by_points(problem, inputs, first, plan, loop, rng)
 
-    def _fits(self, problem: InnerProblem, inputs: TrainInputs, first: int, verdict: Any) -> bool:
+    def _fits(self, guarded: InnerProblem, inputs: TrainInputs, first: int) -> bool:
         """Whether the graphs of all steps may be kept."""
-        left = problem.before + len(inputs.batches) - first
-        if self.first_order or not self.chooses or left == 1:
-            return True
-        return are_small(problem, verdict.bytes_made, inputs.params, left)
+        return self.first_order or not self.chooses or graphs_fit(guarded, inputs, len(inputs.batches) - first)
 
     def _guarded(
         self, problem: InnerProblem, inputs: TrainInputs, derived: bool, **needs: bool
@@ -267,8 +264,10 @@ class Unroll(Strategy):
                 plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
                 points = Checkpoints(inputs, plan, first, self.offload)
             if k == begins:
-                steps.keep_graphs(plan.graphs, if_small=self.chooses)
+                steps.keep_graphs(plan.graphs)
             params, state, loss = steps.forward(k, points, params, state)
+            if k == first and self.chooses and not graphs_fit(problem, inputs, count - first):
+                steps.drop_graphs()
             losses.append(loss)
         return TrainOutputs(params, state, torch.stack(losses)), (first, steps, points)
 
@@ -322,9 +321,9 @@ class Unroll(Strategy):
         sizes = sizes_of(steps, inputs, first, inputs.params, inputs.state, self.offload)
         if self.memory is not None:
             plan = affordable(self.memory, sizes, links)[0]
-        if self.chooses and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs):
-            plan = with_graphs(plan.graphs, 0)
         left = count - first
+        if self.chooses and plan.graphs > 0 and not graphs_fit(problem, inputs, left):
+            plan = with_graphs(left, 0)
         again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
         gradients = count + again + max(0, left - plan.graphs) + probed
         products = left - (not steps.needs_hvp(first)) + probed

@@ -1,4 +1,5 @@
-"""The plan that keeps a run within so many bytes, from the sizes of one step, which are measured."""
+"""What fits: graphs that are kept unasked; and the plan that keeps a run within so many bytes, of which one step is
+measured."""
 
 from __future__ import annotations
 
@@ -10,14 +11,31 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ...dtensors import local
 from ...types import Offload, Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, floats
 from ..core.memory import Meter, bytes_of, changed
+from ..core.problem import InnerProblem
 from ..core.replay import Replay, fingerprint
 from .eager import EagerSteps
 from .plans import Plan, backward_schedule, kept, points_of_every, points_of_tree, root_of, with_graphs
 from .points import Checkpoints, Link
+
+#: Bytes of the graphs that are kept unasked.
+SMALL = 2**27
+
+
+def graphs_fit(problem: InnerProblem, inputs: TrainInputs, left: int) -> bool:
+    """Whether the graphs of the last ``left`` steps are kept unasked, by the bytes that the loss made in a step.
+
+    A gradient with its graph takes about four times that, and an update about eight tensors for each param.
+    """
+    weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(inputs.params))
+    (each,) = problem.agreed([4 * (problem.guards.verdict.bytes_made if problem.guards else 0) + 8 * weights])
+    left += problem.before
+    # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
+    return (left == 1 or left * each <= SMALL) and isinstance(inputs.batches, (list, tuple))
 
 
 class Sizes(NamedTuple):
@@ -102,9 +120,9 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
             rng, ending = size(replay.now()), size(moved)
             stored, beside, link = (size(points.stored(Link(part, replay.now()))) for part in (moved, new, given[0]))
             dropped = {id(x) for x in changed(new_state, state)[1]}
-            own = tree.map_tree(lambda x: x.clone() if isinstance(x, Tensor) and id(x) in dropped else x, state)
-            points.visit(k, params, own)  # of which the state goes before the peak
-            del new_params, new_state, moved, new, own
+            copied = tree.map_tree(lambda x: x.clone() if isinstance(x, Tensor) and id(x) in dropped else x, state)
+            points.visit(k, params, copied)  # of which the state goes before the peak
+            del new_params, new_state, moved, new, copied
             held = meter.live()
             meter.peak()
             with replay.autocast(on=False):

@@ -56,8 +56,8 @@ def back_by_tensor(
         wholes: OptionalTensors = [None] * len(bars)
         begin = 0
         for piece, of_piece in _pieces(given, cotangents, all(map(is_scalar, numbers))):
-            g, w, *own = at = [tree.working(x.detach()).requires_grad_() for x in piece]
-            before = rule.filled({name: [x] for name, x in zip(names, own, strict=True)}, step)
+            g, w, *values = at = [tree.working(x.detach()).requires_grad_() for x in piece]
+            before = rule.filled({name: [x] for name, x in zip(names, values, strict=True)}, step)
             with torch.enable_grad():
                 new, after = optimizer.update([g], before, [w], rule.by_name(numbers))
             outputs = [*new, *(getattr(after, name)[0] for name in names)]

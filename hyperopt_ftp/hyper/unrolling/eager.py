@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...dtensors import local
 from ...types import Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, added, detached_leaves, floats
@@ -19,9 +18,6 @@ from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, ref
 from ..core.vjp import pull_columns
 from .by_tensor import acts_by_tensor, back_by_tensor
 from .points import Checkpoint, Checkpoints
-
-#: Bytes of the graphs that are kept unasked.
-SMALL = 2**27
 
 
 class _Kept(NamedTuple):
@@ -46,7 +42,7 @@ class EagerSteps:
         self._knobs, self._hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
         self.first: int = first
         self._count = self._kept_from = len(inputs.batches)
-        self._if_small = self._retains = False
+        self._retains = False
         self._graphs: dict[int, _Kept] = {}
         self._prints: dict[int, Tensor] = {}  # of steps that are made again
         self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its print, and that of the step made again
@@ -61,9 +57,15 @@ class EagerSteps:
         """Other steps, from ``first`` on."""
         return EagerSteps(self._problem, self._inputs, first, self._whole)
 
-    def keep_graphs(self, count: int, if_small: bool = False) -> None:
-        """Keep the graphs of so many steps at the end; ``if_small``: unless the first shows that they are large."""
-        self._kept_from, self._if_small = self._count - count, if_small and count > 0
+    def keep_graphs(self, count: int) -> None:
+        """Keep the graphs of so many steps at the end."""
+        self._kept_from = self._count - count
+
+    def drop_graphs(self) -> None:
+        """Keep none, nor those that are there: their steps are made again."""
+        self._kept_from = self._count
+        self._prints |= {k: fingerprint(kept.gradient.loss, kept.gradient.grads) for k, kept in self._graphs.items()}
+        self._graphs.clear()
 
     def for_retained_backward(self) -> EagerSteps:
         """A copy for a backward pass that may run again, or in another thread."""
@@ -92,20 +94,11 @@ class EagerSteps:
             other = self._replay.run(rng, lambda: self.update_again(grads, params, state))
             refuse_other_updates(floats(new), floats(other))
             del other
-        count = self._problem.before + self._count - k
-        if keep and self._if_small and k == self.first and not self.small(new[0], count):
-            keep, self._kept_from = False, self._count
         if rng is not None and keep:
             self._graphs[k] = _Kept(found, leaves, rng)
         elif k >= self.first:
             self._prints[k] = fingerprint(found.loss, found.grads)
         return *new, found.loss.detach()
-
-    def small(self, params: Params, count: int) -> bool:
-        guards = self._problem.guards
-        small = are_small(self._problem, guards.verdict.bytes_made if guards else 0, params, count)
-        # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
-        return small and isinstance(self._inputs.batches, (list, tuple))
 
     def gradient_again(self, k: int, params: Params) -> Params:
         found, _ = self._gradient(self._problem.unguarded, k, params, graph=False)
@@ -163,8 +156,8 @@ class EagerSteps:
         found, leaves, inputs, outputs = self._replay.run(kept.rng if kept else point.rng, again)
         self._note(k, found)
         if by_tensor:
-            grads, own = found.rebuild(found.grads), without_loss(self._hparams)
-            bars = back_by_tensor(optimizer, grads, point.state, point.params, own, self._knobs, back_p, back_s)
+            grads, hparams = found.rebuild(found.grads), without_loss(self._hparams)
+            bars = back_by_tensor(optimizer, grads, point.state, point.params, hparams, self._knobs, back_p, back_s)
         else:
             bars = pull_columns(outputs, [*back_p, *back_s], inputs)
         return found, leaves, bars
@@ -188,13 +181,3 @@ class EagerSteps:
         if k in self._prints:  # else its graph was kept
             self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
             self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
-
-
-def are_small(problem: InnerProblem, made: int, params: Params, count: int) -> bool:
-    """Whether ``count`` graphs are small enough to be kept by default, by the bytes that the loss made in a step.
-
-    A gradient with its graph takes about four times that, and an update about eight tensors for each param.
-    """
-    weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
-    (each,) = problem.agreed([4 * made + 8 * weights])
-    return count * each <= SMALL

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import hyperopt_ftp as hft
 from hyperopt_ftp.hyper.guards.messages import LOSS
 from hyperopt_ftp.hyper.guards.operations import watched_operations
-from hyperopt_ftp.hyper.unrolling import eager
+from hyperopt_ftp.hyper.unrolling import budget
 
 from ...support.hypergradients import (
     DATA,
@@ -102,7 +102,7 @@ def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strat
 
 
 def test_a_write_is_refused_where_graphs_turn_out_to_be_too_large(monkeypatch):
-    monkeypatch.setattr(eager, "SMALL", 0)
+    monkeypatch.setattr(budget, "SMALL", 0)
     with pytest.raises(RuntimeError, match=r"writes in place .*checkpoint=False"):
         call(writing("batch norm")[0], hft.Unroll())
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.guards import verdict
-from hyperopt_ftp.hyper.unrolling import eager
+from hyperopt_ftp.hyper.unrolling import budget
 
 from ...support.problems import Cube, loop
 
@@ -64,7 +64,7 @@ def test_attention_has_a_second_derivative():
 
 def test_graphs_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch):
     """The node of a training whose steps are made again would lose the derivative in what is captured."""
-    monkeypatch.setattr(eager, "SMALL", 0)
+    monkeypatch.setattr(budget, "SMALL", 0)
     c = captured()
 
     def loss(p, x):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
+from hyperopt_ftp.hyper.unrolling import budget
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, points_of_every, tree_of
 from hyperopt_ftp.hyper.unrolling.points import Checkpoints
@@ -136,7 +137,7 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
     plain, small, large = Counted(), Counted(), Counted()
     want = call(plain, 9, PLAIN)
     assert_equal(call(small, 9, hft.Unroll()), want)
-    monkeypatch.setattr(eager, "SMALL", 0)
+    monkeypatch.setattr(budget, "SMALL", 0)
     assert_equal(call(large, 9, hft.Unroll()), want)
     assert (plain.calls, small.calls, large.calls) == (18, 9, 18)
 
@@ -144,7 +145,7 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("over", ["lr", "params"])
 def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: pytest.MonkeyPatch, over: str):
     data, start, calls = [torch.full((3,), 1 + k / 10) for k in range(5)], torch.zeros(3, dtype=torch.bfloat16), []
-    monkeypatch.setattr(eager, "SMALL", 0)
+    monkeypatch.setattr(budget, "SMALL", 0)
     for strategy in (PLAIN, hft.Unroll()):
         loss = Counted(0.0)
         found = hft.hypergradient(SGD, loss, lambda p: p.float().square().sum(), start, data, over, strategy=strategy)
