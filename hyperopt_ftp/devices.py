@@ -19,7 +19,7 @@ def two_devices(error: RuntimeError, params: Any, **given: Any) -> Exception:
     """
     if type(error) is not RuntimeError or not any(word in str(error) for word in _WORDS):
         return error
-    places = {x.device: None for x in tree.leaves(params) if isinstance(x, Tensor)}
+    places = {x.device: None for x in tree.tensors(params)}
     for what, values in given.items():
         for path, x in tree.named(values):
             if isinstance(x, Tensor) and x.ndim and x.device not in places:

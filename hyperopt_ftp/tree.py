@@ -185,6 +185,10 @@ def leaves(tree: Any) -> list[Any]:
     return found
 
 
+def tensors(tree: Any) -> list[Tensor]:
+    return [x for x in leaves(tree) if isinstance(x, Tensor)]
+
+
 def _append_leaves(tree: Any, found: list[Any]) -> None:
     kind = type(tree)
     if kind is dict:
@@ -316,7 +320,7 @@ def replaced(tree: Any, path: str, value: Any) -> Any:
 
 def unshared(tree: Any, others: Any) -> Any:
     """``tree`` with copies in the place of those tensors that lie in the memory of tensors in ``others``."""
-    theirs = {x.untyped_storage().data_ptr() for x in leaves(others) if isinstance(x, Tensor)}
+    theirs = {x.untyped_storage().data_ptr() for x in tensors(others)}
 
     def own(x: Any) -> Any:
         return x.clone() if isinstance(x, Tensor) and x.untyped_storage().data_ptr() in theirs else x

@@ -149,7 +149,7 @@ def _fakes(params: Any) -> tuple[AbstractContextManager[Any], Callable[[Any], An
     Fake tensors can do more than meta tensors: move to another device, combine with real tensors, and draw random
     numbers. They are on the device of the params.
     """
-    rows = [x for x in tree.leaves(params) if isinstance(x, Tensor)]
+    rows = tree.tensors(params)
     if not any(x.is_meta or isinstance(x, FakeTensor) for x in rows):
         return nullcontext(), lambda values: values
     modes = [x.fake_mode for x in rows if isinstance(x, FakeTensor)]

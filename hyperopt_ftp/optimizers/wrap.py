@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from itertools import chain, count
 from typing import Any
 
-from torch import Tensor
-
 from .. import tree
 from ..hparams import complete, domains_of
 from ..types import Optimizer, check_optimizer
@@ -76,7 +74,7 @@ def wrapped(
 
 def check_no_table(name: str, value: Any) -> None:
     """``ValueError`` for the table of a :func:`per_step` inside, in the place of a number that a rule around reads."""
-    shapes = [tuple(x.shape) for x in tree.leaves(value) if isinstance(x, Tensor) and x.ndim]
+    shapes = [tuple(x.shape) for x in tree.tensors(value) if x.ndim]
     if shapes:
         raise ValueError(
             f"the {name} of base is a table of the shape {shapes[0]}, and a number is read; per_step goes around: "

@@ -65,7 +65,7 @@ class Program:
             if look and seeds is None and any(self._draws):
                 seeds = torch.randint(2**62, (steps,))
             self._began = None
-            rows = scan.rows(steps, seeds, next(x.device for x in tree.leaves(given[1]) if isinstance(x, Tensor)))
+            rows = scan.rows(steps, seeds, next(x.device for x in tree.tensors(given[1])))
             try:
                 found = self._compiled(*given, rows)
             except FailOnRecompileLimitHit:  # so many programs are kept of one code object, and no more

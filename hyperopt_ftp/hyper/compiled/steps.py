@@ -191,7 +191,7 @@ def compiled_loop(problem: InnerProblem, inputs: TrainInputs, compile: Compile) 
 
 def compilable(compile: Compile, problem: InnerProblem, params: Params) -> Compile:
     """``compile``, or an error where steps may not be compiled; ``False``, with a warning, where they cannot be."""
-    leaves = [x for x in tree.leaves(params) if isinstance(x, Tensor)]
+    leaves = tree.tensors(params)
     if any(map(is_dtensor, leaves)):
         raise RuntimeError("params are DTensors, whose steps cannot be compiled: leave out compile")
     why = why_not(compile, leaves[0].device) if leaves else None

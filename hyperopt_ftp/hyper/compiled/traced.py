@@ -26,9 +26,9 @@ def training(functions: Any, point: Point, batches: Any, hparams: Any, rows: Any
     def body(carry: list[Tensor], k: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         params, state = _with_tensors(point, carry)
         grads, loss = _gradient(functions, params, row_of(batches, k), hparams)
-        return _tensors(functions[1](grads, state, params, without_loss(hparams))), [loss, *carry]
+        return tree.tensors(functions[1](grads, state, params, without_loss(hparams))), [loss, *carry]
 
-    end, (losses, *points) = loop(body, _tensors(point), rows)
+    end, (losses, *points) = loop(body, tree.tensors(point), rows)
     return _with_tensors(point, end), losses, _with_tensors(point, points)
 
 
@@ -51,7 +51,7 @@ def backward(
 
 def tangent(functions: Any, point: Point, batches: Any, hparams: Any, needs_grad: Any, tangents: Any, rows: Any) -> Any:
     """Where the loop ends, the losses, and tangents of the floats there."""
-    (d_point, d_hparams, d_batches), count = tangents, len(_tensors(point))
+    (d_point, d_hparams, d_batches), count = tangents, len(tree.tensors(point))
 
     def body(carry: list[Tensor], k: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         params, state = at = _with_tensors(point, carry[:count])
@@ -68,9 +68,9 @@ def tangent(functions: Any, point: Point, batches: Any, hparams: Any, needs_grad
         else:
             alone: Any = (0, None)  # torch's types do not know None inside
             moved, (loss, grads) = torch.func.vmap(one, out_dims=alone, randomness="same")(*given)
-        return [*_tensors(functions[1](grads, state, params, without_loss(hparams))), *moved], [loss]
+        return [*tree.tensors(functions[1](grads, state, params, without_loss(hparams))), *moved], [loss]
 
-    end, (losses,) = loop(body, [*_tensors(point), *d_point], rows)
+    end, (losses,) = loop(body, [*tree.tensors(point), *d_point], rows)
     return _with_tensors(point, end[:count]), losses, end[count:]
 
 
@@ -95,10 +95,6 @@ def _step_of_floats(
 
 def _gradient(functions: Any, params: Params, batch: Any, hparams: Any) -> tuple[Params, Tensor]:
     return torch.func.grad_and_value(loss_at, argnums=1)(functions[0], params, batch, hparams)
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [x for x in tree.leaves(values) if isinstance(x, Tensor)]
 
 
 def _with_tensors(values: Any, tensors: Sequence[Tensor]) -> Any:

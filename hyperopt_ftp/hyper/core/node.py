@@ -106,7 +106,7 @@ class TrainJob:
         return self.rebuild(leaves)
 
     def outputs(self, trained: TrainOutputs) -> list[Tensor]:
-        return [x for x in tree.leaves((trained.params, trained.state)) if isinstance(x, Tensor)]
+        return tree.tensors((trained.params, trained.state))
 
     def trained(self, outputs: Sequence[Tensor]) -> TrainOutputs:
         values = iter(outputs)

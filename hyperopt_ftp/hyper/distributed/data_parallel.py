@@ -158,7 +158,7 @@ class DataParallel:
             if not one or not 0 <= float(size) < math.inf:
                 raise ValueError(f"size must give one finite number >= 0, got {size!r}")
             return float(size)
-        lengths = {len(x) for x in tree.leaves(batch) if isinstance(x, Tensor) and x.ndim}
+        lengths = {len(x) for x in tree.tensors(batch) if x.ndim}
         if len(lengths) != 1:
             got = f"lengths {sorted(lengths)}" if lengths else "no tensor with a length"
             raise ValueError(
@@ -205,4 +205,4 @@ def check_value(loss: Any, value: Tensor) -> None:
 
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
     """The loss of an empty shard: zero, with a vmap batch if another process may have one."""
-    return zero_like(copies, *copies, *(x for x in tree.leaves(batch) if isinstance(x, Tensor)))
+    return zero_like(copies, *copies, *tree.tensors(batch))

@@ -37,7 +37,7 @@ def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutpu
     """``run``, or an error if losses or hparams differ between processes."""
     at = _mesh_of(inputs.params)
     _check_same(run.losses, at, "the training losses are", _LOSS)
-    hparams = [local(x.detach()) for x in tree.leaves(inputs.hparams) if isinstance(x, Tensor)]
+    hparams = [local(x.detach()) for x in tree.tensors(inputs.hparams)]
     numbers = torch.stack([x.double().sum().to(run.losses.device) for x in hparams])
     _check_same(numbers, at, "hparams are", "give each process the same")
     return run

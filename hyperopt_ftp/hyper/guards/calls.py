@@ -128,7 +128,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
         lost = any(id(x) in self._others for x in made_from(of, self._given))
         if lost or (self.detached and any(id(x) in self.detached for x in tree.leaves((args, kwargs)))):
             written = args[:1] if result is None else result  # by item assignment
-            self.detached |= {id(x) for x in tree.leaves(written) if isinstance(x, Tensor) and x.is_floating_point()}
+            self.detached |= {id(x) for x in tree.tensors(written) if x.is_floating_point()}
 
     def _reads(self, given: Sequence[Any]) -> bool:
         transform, found = under_transform(), False
@@ -197,7 +197,7 @@ class read_outside(TorchFunctionMode):  # a context manager
         kwargs = kwargs or {}
         if func in _READS and any(map(self._asked, tree.leaves(taken(func, args, kwargs, self._who)))):
             raise reads_number(self._who)
-        numbers = (x for x in tree.leaves((args, kwargs)) if isinstance(x, Tensor) and not x.ndim)
+        numbers = (x for x in tree.tensors((args, kwargs)) if not x.ndim)
         refuses = func not in _OF_FLAGS and any(map(self._asked, numbers))
         with refuse_numbers(self._who) if refuses else nullcontext():
             return func(*args, **kwargs)
@@ -235,4 +235,4 @@ def _number(x: Any) -> Any:
 
 
 def _storages(values: Any) -> set[int]:
-    return {storage_of(x) for x in tree.leaves(values) if isinstance(x, Tensor) and not is_wrapped(x)}
+    return {storage_of(x) for x in tree.tensors(values) if not is_wrapped(x)}

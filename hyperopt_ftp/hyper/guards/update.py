@@ -50,7 +50,7 @@ class GuardedUpdate:
         outer = self._needs.closed and self._needs.inside_function
         with ExitStack() as stack:
             if outer:
-                given = [x for x in tree.leaves((grads, state, params, hparams)) if isinstance(x, Tensor)]
+                given = tree.tensors((grads, state, params, hparams))
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", given))
             if knobs:
                 stack.enter_context(read_knobs(UPDATE, knobs, (grads, state, params)))
@@ -70,7 +70,7 @@ class GuardedUpdate:
             grads, state, params = detached((grads, state, params))
         elif kind == "graph" and derived:  # a first gradient may have none, and what is lost of later ones counts
             grads = tree.map_tree(_leaf, grads)
-        given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)]
+        given = tree.tensors((grads, state, params))
         knobs = requiring_grad(hparams)
         # Leaves that a node makes of the state may be counts, whose numbers anybody may take.
         known = [*knobs, *requiring_grad((grads, params) if needs.closed else given)]
