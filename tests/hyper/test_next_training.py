@@ -7,10 +7,8 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from tests.support.descent import DATA, W, line, one
 
-F64 = torch.float64
-X, W = torch.arange(1.0, 4.0, dtype=F64), torch.full((3,), 0.3, dtype=F64)
-DATA = [X * (i + 1) / 3 for i in range(4)]
 SGD = hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1)
 UNROLLED = {
     "graphs": hft.Unroll(),
@@ -21,15 +19,11 @@ UNROLLED = {
 every_unroll = pytest.mark.parametrize("strategy", UNROLLED.values(), ids=UNROLLED)
 
 
-def loss(p, x):
-    return ((p - x) ** 2).sum() + 0.01 * (p**4).sum()
-
-
 def leaf(x):
-    return torch.tensor(x, dtype=F64, requires_grad=True)
+    return one(x, requires_grad=True)
 
 
-def run(lr, strategy=None, opt=SGD, train_loss=loss, params=W, state=None, own=None):
+def run(lr, strategy=None, opt=SGD, train_loss=line, params=W, state=None, own=None):
     hparams = {**opt.hparams, "lr": lr} | ({} if own is None else {"loss": own})
     return hft.train(opt, train_loss, params, DATA, hparams=hparams, state=state, strategy=strategy)
 
@@ -39,18 +33,18 @@ def test_rounds_with_detached_in_between_are_those_of_a_loop(strategy):
     lr, params, state, got, want = leaf(0.1), W, None, [], []
     for _ in range(3):
         found = run(lr, strategy, params=params, state=state)
-        got += torch.autograd.grad(loss(found.params, X), lr)
+        got += torch.autograd.grad(line(found.params, DATA[0]), lr)
         params, state, losses = found = found.detached()
         assert not any(x.requires_grad for x in tree.leaves(found))
-        assert losses.shape == (4,)
+        assert losses.shape == (3,)
     w, m = W, torch.zeros_like(W)
     for _ in range(3):
         w, m = w.detach().requires_grad_(), m.detach()
         for x in DATA:
-            (g,) = torch.autograd.grad(loss(w, x), w, create_graph=True)
+            (g,) = torch.autograd.grad(line(w, x), w, create_graph=True)
             m = 0.9 * m + g + 0.1 * w
             w = w - lr * m
-        want += torch.autograd.grad(loss(w, X), lr)
+        want += torch.autograd.grad(line(w, DATA[0]), lr)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     torch.testing.assert_close(params, w.detach(), rtol=1e-13, atol=0)
 
@@ -65,34 +59,34 @@ def test_a_forgotten_detach_is_named(strategy, opt, left):
     """In a net of several layers too, whose weights are one vector meanwhile."""
 
     def layered(p, x):
-        return sum(loss(w, x) for w in p.values())
+        return sum(line(w, x) for w in p.values())
 
     net, lr = {n: W + i for i, n in enumerate("abcd")}, leaf(0.1)
     first = run(lr, strategy, opt, layered, net)
-    layered(first.params, X).backward()
+    layered(first.params, DATA[0]).backward()
     given = first.detached()._asdict() | {left: getattr(first, left)}
     again = run(lr, strategy, opt, layered, given["params"], given["state"])
     with pytest.raises(RuntimeError, match=r"goes on into what made the params .* training at run.detached\(\)"):
-        layered(again.params, X).backward()
+        layered(again.params, DATA[0]).backward()
 
 
 def test_params_that_the_caller_computed_once_for_two_trainings_are_named():
     made = W * leaf(2.0).exp()
-    loss(run(leaf(0.1), params=made).params, X).backward()
+    line(run(leaf(0.1), params=made).params, DATA[0]).backward()
     with pytest.raises(RuntimeError, match=r"what made the params .*, or a computation of yours\), through which one"):
-        loss(run(leaf(0.1), params=made).params, X).backward()
+        line(run(leaf(0.1), params=made).params, DATA[0]).backward()
 
 
 def test_a_graph_that_is_kept_or_not_gone_through_has_no_hint():
     lr = leaf(0.1)
     first = run(lr)
-    loss(first.params, X).backward(retain_graph=True)
-    loss(run(lr, params=first.params).params, X).backward()
+    line(first.params, DATA[0]).backward(retain_graph=True)
+    line(run(lr, params=first.params).params, DATA[0]).backward()
     moved = first.params.detach().requires_grad_()
-    torch.autograd.grad(loss(run(lr, params=first.params).params, X), first.params)  # ends there
+    torch.autograd.grad(line(run(lr, params=first.params).params, DATA[0]), first.params)  # ends there
     (moved * 2).sum().backward()
     views = (moved * 2).view(1, 3).view(3)
-    loss(run(lr, params=views).params, X).backward()
+    line(run(lr, params=views).params, DATA[0]).backward()
 
 
 @pytest.mark.filterwarnings("ignore:Implicit")  # has not converged
@@ -110,9 +104,9 @@ def test_params_that_would_get_no_derivative_are_told(strategy):
         assert seen[0].filename == __file__
     if strategy.stepwise:
         with pytest.warns(UserWarning, match=told):
-            hft.steps(SGD, loss, own, DATA, strategy=strategy)
+            hft.steps(SGD, line, own, DATA, strategy=strategy)
     run(lr, strategy, params=module)
-    run(lr, strategy, params=own, own=own, train_loss=lambda p, x, center: loss(p, x) + loss(p, center))
+    run(lr, strategy, params=own, own=own, train_loss=lambda p, x, center: line(p, x) + line(p, center))
     run(lr, strategy)
     with torch.no_grad():
         run(lr, strategy, params=own)

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from tests.support.descent import DATA, W, one
 
-F64 = torch.float64
-X, W = torch.arange(1.0, 4.0, dtype=F64), torch.full((3,), 0.3, dtype=F64)
-DATA = [X * (i + 1) / 3 for i in range(4)]
 SGD = hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1)
 GRAPHS = {"small graphs": hft.Unroll(), "graphs": hft.Unroll(checkpoint=False)}
 NODES = {
@@ -34,10 +32,10 @@ def loss(p, x):
 def test_what_was_changed_in_place_before_backward_is_an_error_or_does_not_matter(what, strategy):
     """Autograd's own graph does not need all of it; a node says so of each."""
     params, state, data = W.clone(), SGD.init(W), [x.clone() for x in DATA]
-    lr, decay = torch.tensor(0.1, dtype=F64, requires_grad=True), torch.tensor(0.1, dtype=F64)
+    lr, decay = one(0.1, requires_grad=True), one(0.1)
     hparams = {**SGD.hparams, "lr": lr, "weight_decay": decay}
     end = hft.train(SGD, loss, params, data, hparams=hparams, state=state, strategy=strategy)
-    value = loss(end.params, X)
+    value = loss(end.params, DATA[0])
     places = {"params": params, "state": state.momentum_buffer, "weight_decay": decay, "batch": data[-1]}
     matters = strategy in NODES.values() or what == "result"
     want = None if matters else torch.autograd.grad(value, lr, retain_graph=True)[0]
@@ -51,8 +49,8 @@ def test_what_was_changed_in_place_before_backward_is_an_error_or_does_not_matte
 
 @pytest.mark.parametrize("checkpoint", ["sqrt", "log"])
 def test_one_node_may_be_walked_back_by_several_threads(checkpoint):
-    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
-    run = hft.train(SGD, loss, W, DATA * 4, hparams={"lr": lr}, strategy=hft.Unroll(checkpoint=checkpoint))
+    lr = one(0.1, requires_grad=True)
+    run = hft.train(SGD, loss, W, [*DATA] * 4, hparams={"lr": lr}, strategy=hft.Unroll(checkpoint=checkpoint))
     value = run.params.sum()
     want = torch.autograd.grad(value, lr, retain_graph=True)[0]
     with ThreadPoolExecutor(3) as pool:

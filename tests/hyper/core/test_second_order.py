@@ -8,25 +8,19 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from tests.support.descent import DATA, W, line, one
 
-F64 = torch.float64
-W = torch.full((3,), 0.3, dtype=F64)
-DATA = [torch.arange(1.0, 4.0, dtype=F64) * (i + 1) / 3 for i in range(4)]
-LR = torch.tensor(0.1, dtype=F64)
-
-
-def loss(p, x):
-    return ((p - x) ** 2).sum() + 0.01 * (p**4).sum()
+LR = one(0.1)
 
 
 def by_formula(p, x):
     """Also on devices with kernels of their own, which torch switches by a name without a public one."""
     assert not torch.backends.cuda.flash_sdp_enabled()
     assert not torch._C._get_overrideable_sdp_enabled()
-    return loss(p, x)
+    return line(p, x)
 
 
-def value(lr, strategy=None, train_loss=loss):
+def value(lr, strategy=None, train_loss=line):
     return hft.train(hft.sgd(), train_loss, W, DATA, hparams={"lr": lr}, strategy=strategy).params.sum()
 
 
@@ -65,6 +59,6 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
             value(LR.clone().requires_grad_())
     assert_as_before()
     value(LR.clone().requires_grad_(), train_loss=by_formula).backward()
-    given = (hft.sgd(), loss, lambda p: by_formula(p, DATA[0]), W, DATA, "lr")
+    given = (hft.sgd(), line, lambda p: by_formula(p, DATA[0]), W, DATA, "lr")
     torch.func.grad(lambda lr: hft.hypergradient(*given, hparams={"lr": lr})[0])(LR)
     assert_as_before()
