@@ -163,11 +163,9 @@ def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
     """Draw the emoji that exist in all three styles, or take them from the cache."""
     recipe = repr((DRAWING, SIZE, STYLES, CLASSES, [(name, version(name)) for name in PACKAGES]))
     file = cache / f"emoji-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"
-    if file.exists():
-        drawn = checkpoint.load(file)
-    else:
-        drawn = _draw_all(progress)
-        checkpoint.save(file, drawn)
+    if not file.exists():
+        checkpoint.save(file, _draw_all(progress))
+    drawn = checkpoint.load(file)
     styles, count = drawn["images"].shape[:2]
     return Pictures(
         images=rearrange(drawn["images"], "style emoji rgb h w -> (style emoji) rgb h w"),

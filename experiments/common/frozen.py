@@ -45,9 +45,7 @@ def frozen_features(cache: Path, progress: Progress, block: int) -> Pictures:
     pictures = emoji_pictures(cache, progress)
     recipe = repr((DRAWING, block, SIZE, pictures.items))
     file = cache / f"features-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"
-    if file.exists():
-        x = checkpoint.load(file)
-    else:
+    if not file.exists():
         network = lite0(SIZE, dropout=0.0).eval()
         first = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6(), *list(network._blocks)[:block])
         found = []
@@ -55,6 +53,5 @@ def frozen_features(cache: Path, progress: Progress, block: int) -> Pictures:
             for some in pictures.images.split(64):
                 found.append(first(scaled(some)))
                 bar.advance(steps=len(some))
-        x = torch.cat(found).contiguous()
-        checkpoint.save(file, x)
-    return replace(pictures, images=x)
+        checkpoint.save(file, torch.cat(found).contiguous())
+    return replace(pictures, images=checkpoint.load(file))

@@ -124,6 +124,9 @@ FULL = (
     Job("long-imagenet", "the same on emoji, from ImageNet's weights", _RATES,
         ("--anchor", "imagenet", *FLUENT, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw",
          "1.1e-4", "adamw", "6e-4", "ftp", "2e-4", "adamw", "1.1e-3", "--epochs", "20", *THREE)),
+    Job("longer-newspapers", "the same on newspapers, with sixteen times the steps", _RATES,
+        (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-6", "2e-5", "6e-5", "--wider", "adamw", "1.1e-5",
+         "--epochs", "32", *THREE)),
     Job("free-long-newspapers", "FTP around Prodigy on newspapers, with four times the steps", f"{_RATES}.free",
         (*NEWSPAPERS, "--methods", "ftp_prodigy", "--epochs", "8", *WITHIN)),
     *(
