@@ -55,23 +55,33 @@ def weighed(p, x, h):
     return (1 + h["scale"]) * loss(p, x.float())
 
 
-def of_dtype(dtype, factor, strategy, over=("lr", "momentum", "loss.scale")):
+def of_dtype(dtype, factor, strategy, ends=torch.float32, over=("lr", "momentum", "loss.scale")):
     opt = hft.sgd(lr=0.2, momentum=0.5)
 
     def outer_loss(p):
         return factor * loss({k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in p.items()}, HELD_OUT)
 
-    return call(weighed, strategy, over, {"loss": {"scale": f64(0.1)}}, outer_loss, start(dtype), opt=opt)[1]
+    def train_loss(p, x, h):
+        value = weighed(p, x, h)
+        return value if dtype == F64 else value.to(ends)
+
+    return call(train_loss, strategy, over, {"loss": {"scale": f64(0.1)}}, outer_loss, start(dtype), opt=opt)[1]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "factor"),
-    [*((torch.float16, x) for x in (1e-6, 1.0, 1e6)), (torch.bfloat16, 1.0)],
+    ("dtype", "factor", "ends"),
+    [
+        *((torch.float16, x, torch.float32) for x in (1e-6, 1.0, 1e6)),
+        (torch.bfloat16, 1.0, torch.float32),
+        (torch.float16, 1.0, torch.float16),
+        (torch.bfloat16, 1.0, torch.bfloat16),
+    ],
 )
 @every_exact
-def test_adjoints_of_16_bit_params(strategy, dtype, factor):
-    """Below float16's smallest number, 6e-8, and above its largest, 65504, as where it is at its best."""
-    want, got = of_dtype(F64, factor, hft.Unroll()), of_dtype(dtype, factor, strategy)
+def test_adjoints_of_16_bit_params(strategy, dtype, factor, ends):
+    """Below float16's smallest number, 6e-8, and above its largest, 65504, as where it is at its best; also of a
+    training loss that ends in 16 bits."""
+    want, got = of_dtype(F64, factor, hft.Unroll()), of_dtype(dtype, factor, strategy, ends)
     for name, right in want.items():
         # Weights are rounded by 2^-11 or 2^-8 in each of 4 steps.
         slack = 0.02 if dtype == torch.float16 else 0.1

@@ -31,9 +31,10 @@ def pull(
     if not pairs or not inputs:
         return [None] * len(inputs)
     ys, vs = [y for y, _ in pairs], [v for _, v in pairs]
-    scale = _power_of_two(vs) if is_narrow(ys) else None
+    scale, graph = _power_of_two(vs) if is_narrow(ys) else None, create_graph or torch.is_grad_enabled()
     if scale is not None:
-        vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
+        with torch.set_grad_enabled(graph):
+            vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
     back = partial(run_backward, ys, inputs, retain_graph=retain_graph or create_graph, create_graph=create_graph)
     try:
         found = _by_rows(back, vs) if rows else back(vs)
@@ -44,8 +45,9 @@ def pull(
         raise RuntimeError(text) from error
     found = list(found)
     if scale is not None:
-        for i, x in enumerate(found):  # the narrow one goes when the wide one is there
-            found[i] = None if x is None else tree.working(x) / scale.to(x.device)  # which float16 may not hold
+        with torch.set_grad_enabled(graph):
+            for i, x in enumerate(found):  # the narrow one goes when the wide one is there
+                found[i] = None if x is None else tree.working(x) / scale.to(x.device)  # which float16 may not hold
     return found
 
 
