@@ -26,6 +26,7 @@ from .distributed.sharded_params import same_everywhere, whole_params
 from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar, refuse_inference
 from .guards.messages import LOSSES
 from .guards.operations import watched_operations
+from .of_module import after
 from .train import checked, joined, trained, walked
 
 #: What ``over`` can name beside hparams.
@@ -137,7 +138,7 @@ def value_and_grad(
         h = without_start(given)
         inputs = optimizer, train_loss, given["params"], given["batches"], h, first, how
         run = joined(walked(*inputs), stop) if stop else trained(*inputs)
-        with twice_differentiable():
+        with twice_differentiable(), after(train_loss, run):
             ends = whole_params(run.params)
             value = outer_loss(ends, h["loss"]) if sees else outer_loss(ends)
             return same_everywhere(check_scalar("outer_loss", value), run.params), run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,13 +15,21 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.utils.stateless import _reparametrize_module
 
 from .. import tree
-from ..calls import did_you_mean, explained, few, shown
+from ..calls import did_you_mean, explained, few, shown, warn_caller
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
 from .core.inputs import BufferedState, TrainOutputs
 from .core.replay import in_modes, modes_of
-from .core.torch_private import by_place, differentiated_outside, has_graph, has_saved_tensor_hooks, top_level
+from .core.torch_private import (
+    by_place,
+    differentiated_outside,
+    has_graph,
+    has_saved_tensor_hooks,
+    inside_mode,
+    top_level,
+)
 from .distributed.data_parallel import DataParallel
+from .guards.calls import watched_calls
 
 #: Holds the numbers of every buffer; of integers in two parts.
 _WIDE = torch.float64
@@ -53,7 +61,8 @@ def of_module(
     They are in ``run.buffers``, and in ``run.state`` for the next ``train(..., state=run.state)``. They are constants.
     Buffers that are views of one another are apart from the first step on.
     Over the processes of :func:`data_parallel` they are averaged. A call outside of a training begins with those in the
-    module, or in ``params``: ``loss({**run.params, **run.buffers}, batch)``.
+    module, or in ``params``: ``loss({**run.params, **run.buffers}, batch)``. The outer loss of :func:`hypergradient`
+    and :func:`bilevel` finds the module with those that training has left.
 
     Args:
         net: a training keeps the modes, ``train()`` or ``eval()``, in which it finds it, also in its backward pass.
@@ -68,6 +77,9 @@ def of_module(
         ValueError: buffers that the module lacks; when called, names that it lacks; when trained, buffers
             among the params, or of another module in the state; a buffer that a step gives a graph or another shape;
             sharded params; a ``data_parallel(reduction="sum")`` loss.
+
+    Warns:
+        UserWarning: another function around it is the training loss, so that what it writes into buffers is lost.
 
     >>> import torch, hyperopt_ftp as hft
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
@@ -107,12 +119,23 @@ class OfModule:
         given = self._once(params)
         with torch.no_grad():
             copies = {n: given.get(n, self.net.get_buffer(n)).clone() for n in self.carried}
-        return self._at({**given, **copies}, (), batch, own)
+        values = {**given, **copies}
+        loss = self._at(values, (), batch, own)
+        lost = {n: x for n, x in copies.items() if n not in given}
+        if any(values[n] is not x or x._version for n, x in lost.items()) and inside_mode(watched_calls):
+            warn_caller(
+                f"train_loss calls the loss of a module inside another function, so what it writes into {few([*lost])} "
+                "is lost after each step: train hands buffers on for what of_module returns alone. Put what you add "
+                "into its method, hft.of_module(net, lambda m, batch: ...), and hold params by hft.partition and "
+                "hft.frozen(); where no loss is in eval mode they do not matter: filter this warning"
+            )
+        return loss
 
     def carrying(
         self, optimizer: Optimizer, train_loss: Any, params: Any, state: Any
     ) -> tuple[tuple[Optimizer, Any, Any, State], Callable[[TrainOutputs], TrainOutputs]]:
         """The arguments of a training whose params carry the buffers, and what takes these out of its outputs."""
+        self.carried = {n: self.net.get_buffer(n) for n in self.carried}  # which may be of another dtype by now
         step = partial(self.step, modes_of(self.net))
         train_loss = step if train_loss is self else replace(train_loss, loss=step)
         if not self._carries:
@@ -264,6 +287,15 @@ def loss_of_module(train_loss: Any) -> OfModule | None:
     """The loss of a module, also in a data-parallel one."""
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
     return local if isinstance(local, OfModule) else None
+
+
+def after(train_loss: Any, run: TrainOutputs) -> AbstractContextManager[Any]:
+    """A context in which the module of a loss has the buffers that training has left, as after a loop by hand."""
+    module = loss_of_module(train_loss)
+    if module is None or not run.buffers:
+        return nullcontext()
+    left = {name: x.clone() for name, x in run.buffers.items()}  # into which it may write
+    return _reparametrize_module(module.net, by_place(module.net, left))
 
 
 def beginning(train_loss: Any, state: State) -> State:

@@ -236,6 +236,45 @@ def test_bilevel_hands_buffers_from_round_to_round_and_resumes():
     same(last.state.inner, records[2].state.inner.buffers)
 
 
+def test_an_outer_loss_finds_the_buffers_that_training_has_left():
+    """Also where it takes the module itself."""
+    net, lr = network(), knobs()[0]
+    value = held_out(net, *by_hand(net, lr))
+    (want,) = torch.autograd.grad(value, lr)
+    loss, outer = hft.of_module(net, fit), lambda params, batch=None: held_out(net, params, {})
+    torch.manual_seed(7)
+    found = hft.hypergradient(OPT, loss, outer, named(net), data(), "lr")
+    torch.manual_seed(7)
+    (record,) = hft.bilevel(
+        OPT, hft.adam(lr=0.1), "lr", loss, outer, named(net), data(), [None], inner_steps=5, outer_steps=1
+    )
+    for got, slope in ((found[0], found[1]), (record.value, record.hypergradient)):
+        assert float(got) == pytest.approx(value.item(), rel=1e-12)
+        torch.testing.assert_close(slope["lr"], want, rtol=1e-12, atol=0)
+    assert net[1].num_batches_tracked == 0
+
+
+def test_a_loss_around_that_of_a_module_is_told_that_buffers_are_lost():
+    net, batches = network(), data()
+    loss = hft.of_module(net, fit)
+    with pytest.warns(UserWarning, match=r"into \['1.running_mean', .*\] is lost after each step") as seen:
+        hft.train(OPT, lambda p, batch: loss(p, batch) + p["0.weight"].square().sum(), named(net), batches)
+    assert seen[0].filename == __file__
+    held = {n: x.clone() for n, x in net.named_buffers()}
+    hft.train(OPT, lambda p, batch: loss({**p, **held}, batch), named(net), batches)  # on purpose
+    net.eval()
+    hft.train(OPT, lambda p, batch: loss(p, batch), named(net), batches)
+
+
+def test_buffers_are_of_the_dtype_that_the_module_has_when_training_begins():
+    net = network().float()
+    loss = hft.of_module(net, fit)
+    net.double()
+    torch.manual_seed(7)
+    run = hft.train(OPT, loss, named(net), data())
+    assert run.buffers["1.running_mean"].dtype == F64
+
+
 @pytest.mark.parametrize("normed", [True, False])
 def test_steps_keep_the_mode_in_which_training_began(normed):
     """Those that are computed again, too; a call of one's own has the mode of the module."""

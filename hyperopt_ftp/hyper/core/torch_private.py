@@ -13,7 +13,7 @@ from torch._compile import _disable_dynamo
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.utils.stateless import _untie_named_tensors_map
-from torch.overrides import has_torch_function
+from torch.overrides import _get_current_function_mode_stack, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,6 +116,11 @@ def is_batched(x: Tensor) -> bool:
 def saved_tensor_hooks() -> Any:
     """The innermost hooks on saved tensors, as activation checkpointing sets them; ``None``: there are none."""
     return _autograd._top_saved_tensors_default_hooks(True)
+
+
+def inside_mode(kind: type) -> bool:
+    """Whether a ``TorchFunctionMode`` of that class is active."""
+    return any(isinstance(mode, kind) for mode in _get_current_function_mode_stack())
 
 
 def has_saved_tensor_hooks() -> bool:
