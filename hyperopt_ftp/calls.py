@@ -147,7 +147,7 @@ def check_count(name: str, value: Any, what: str, none: bool = False, least: int
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         allowed = f"{'None or ' if none else ''}a number of {what} >= {least}"
-        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}{', no int' * isinstance(value, float)}")
 
 
 def check_flag(name: str, value: Any) -> None:

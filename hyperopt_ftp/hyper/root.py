@@ -218,8 +218,10 @@ def _judge(name: str, system: System, x: Vector, *columns: Vector) -> None:
     words = (
         f"{name}: F is not 0 where the solver stopped: an entry of x is off by {off:.2g} of its size, tolerance "
         f"{small:.2g}, so the derivative would be wrong. Start nearer to the solution, give solve= a solver that "
-        "arrives, or accept it by tolerance=; off by nan: dF/dx is singular there"
+        "arrives, or accept it by strategy=hft.Implicit(tolerance=...)"
     )
+    if math.isnan(off):
+        words += "; nan: dF/dx is singular there, or F is not finite"
     if not off <= 1e-2:
         raise ArithmeticError(words)
     warn_caller(words)
