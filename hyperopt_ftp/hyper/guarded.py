@@ -21,7 +21,7 @@ from .distributed.data_parallel import DataParallel, agreed, shards_differ
 from .distributed.sharded_params import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.operations import refuse_other_weights
-from .guards.update import GuardedUpdate
+from .guards.update import LOOKS, GuardedUpdate
 from .guards.verdict import Needs, Verdict, verdict_on
 
 
@@ -59,6 +59,10 @@ def _guarded(
     update, batches = problem.optimizer.update, inputs.batches
     rule = entry_rule(update)
     trusted = rule is not None and rule.ours
+    # What made the state that all updates get, where there is one such state. Then one look is enough.
+    maker: Any = None
+    if needs.plain_loop and len(batches) == 1 and not trusted:
+        maker = problem.optimizer.init if inputs.state is None else update if problem.before else None
     if needs.derived or torch.is_grad_enabled() or under_transform():
         # The first gradient is differentiated in params where these are asked for alone.
         once = len(batches) == 1 and not (needs.differentiates_whole_gradient or requiring_grad(inputs.params))
@@ -67,13 +71,13 @@ def _guarded(
         if seen:  # shapes of the first; and numbers, flags or attributes of all
             others = [x for b in batches[1:] for x in tree.leaves(b)]
             first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
-        verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers), seen)
+        verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers, maker), seen)
     else:  # values: nothing can be lost
         verdict, needs, trusted = Verdict(loss=True), needs._replace(closed=False), True
     loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:
-        return f if trusted and f is update else GuardedUpdate(f, verdict, needs)
+        return f if trusted and f is update else GuardedUpdate(f, verdict, needs, LOOKS if maker is None else 1)
 
     guards = Guards(
         problem, verdict, guarded_update, loss.before_step if needs.inside_function else None, refuse_other_weights,

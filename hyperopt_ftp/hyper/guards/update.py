@@ -34,16 +34,18 @@ class GuardedUpdate:
     derivative is asked for. Where a node hides the graph, it must not use a tensor that a derivative is taken in and
     that it is not given. The first updates of each kind are checked: plain, with a graph, and under a transform. Later
     ones are looked at for numbers that are read of hparams.
+
+    ``looks``: updates of each kind that are looked at in a training, until the verdict has them.
     """
 
-    def __init__(self, unguarded: Update, verdict: Verdict, needs: Needs) -> None:
+    def __init__(self, unguarded: Update, verdict: Verdict, needs: Needs, looks: int = LOOKS) -> None:
         self.unguarded: Update = unguarded
-        self._verdict, self._needs = verdict, needs
+        self._verdict, self._needs, self._looks = verdict, needs, looks
         self._looked: Counter[str] = Counter()
 
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
-        if self._looked[kind] < LOOKS and self._verdict.updates[kind] < LOOKS:
+        if self._looked[kind] < self._looks and kind not in self._verdict.updates:
             return self._inspect(kind, grads, state, params, hparams)
         looks = self._needs.derived and kind != "transform"
         knobs = requiring_grad(hparams) if looks and self._verdict.reads else []
@@ -90,9 +92,9 @@ class GuardedUpdate:
         if needs.closed and lost is not None:
             raise lost
         verdict.refusal = verdict.refusal or lost
-        self._looked[kind] = LOOKS if calls.warned else self._looked[kind] + 1
-        if self._looked[kind] == LOOKS and not calls.warned:  # else the next training is warned of again
-            verdict.updates[kind] = LOOKS
+        self._looked[kind] = self._looks if calls.warned else self._looked[kind] + 1
+        if self._looked[kind] == self._looks and not calls.warned:  # else the next training is warned of again
+            verdict.updates.add(kind)
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,6 +30,7 @@ class Needs(NamedTuple):
         of_captured: whether a derivative is asked for at most of what loss and update capture: these are judged where
             they turn out to depend on such a tensor.
         inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
+        plain_loop: whether updates get no other states than those of the plain loop.
     """
 
     derived: bool = True
@@ -40,6 +40,7 @@ class Needs(NamedTuple):
     constant_gradient: bool = False
     of_captured: bool = False
     inside_function: bool = False
+    plain_loop: bool = False
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Verdict:
 
     Attributes:
         loss: whether the loss has been looked at.
-        updates: how many updates of each kind have been looked at.
+        updates: the kinds of updates that have been looked at.
         bytes_made: of all tensors that the loss makes in a step.
         draws: whether the loss may draw random numbers of torch, by its first step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
@@ -59,7 +60,7 @@ class Verdict:
     """
 
     loss: bool = False
-    updates: Counter[str] = field(default_factory=Counter)
+    updates: set[str] = field(default_factory=set)
     bytes_made: int = 0
     draws: bool = True
     has_hooks: bool = False

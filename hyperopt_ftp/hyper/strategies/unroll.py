@@ -223,7 +223,8 @@ class Unroll(Strategy):
         self, problem: InnerProblem, inputs: TrainInputs, derived: bool, **needs: bool
     ) -> tuple[InnerProblem, Any]:
         """The problem with checks, and what they have found."""
-        guarded = problem.guarded(inputs, derived=derived, closed=False, constant_gradient=self.first_order, **needs)
+        needs |= {"constant_gradient": self.first_order, "plain_loop": True}
+        guarded = problem.guarded(inputs, derived=derived, closed=False, **needs)
         assert guarded.guards is not None
         return guarded, guarded.guards.verdict
 
@@ -244,7 +245,8 @@ class Unroll(Strategy):
         ``loop``: with steps that have been made; ``rng``: the random state before them.
         """
         train = partial(self._train, first, plan, loop, rng)
-        return through_node(Method("Unroll", self._back, train, self.truncate is None), problem, inputs, rng)
+        method = Method("Unroll", self._back, train, self.truncate is None, needs={"plain_loop": True})
+        return through_node(method, problem, inputs, rng)
 
     def _train(
         self, first: int, plan: Plan | None, loop: PlainLoop | None, rng: RngState | None, problem: InnerProblem,

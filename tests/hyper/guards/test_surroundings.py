@@ -94,6 +94,37 @@ def test_a_second_call_is_not_looked_at(looks: list[str]):
         assert looks
 
 
+ONE_BY_ONE = {
+    "graphs": (hft.Unroll(), 0),
+    "points": (hft.Unroll(checkpoint=1), 2),  # of the first state a node does not know who made it
+    "last": (hft.Unroll(truncate=1), 0),
+    "first order": (hft.Unroll(first_order=True), 0),
+}
+
+
+@pytest.mark.parametrize(("strategy", "count"), ONE_BY_ONE.values(), ids=ONE_BY_ONE)
+def test_steps_that_are_made_one_by_one_are_known_too(looks: list[str], strategy: Any, count: int):
+    opt = hft.per_step(momentum(right), lr=torch.full((5,), 0.1, dtype=F64, requires_grad=True))
+
+    def walk() -> None:
+        *_, last = hft.steps(opt, squares, torch.ones(3, dtype=F64), VECTORS * 2, strategy=strategy)
+        last.params.sum().backward()
+
+    walk()
+    assert looks
+    walk()  # where no update was looked at, its state may have no graph
+    looks.clear()
+    walk()
+    assert looks == ["watched_operations"] * count
+
+
+def test_a_training_of_one_step_is_known_after_one(looks: list[str]):
+    for seen in (False, True):
+        looks.clear()
+        slope(squares, momentum(right), VECTORS[1:2], strategy=hft.Unroll())
+        assert looks == ([] if seen else ["watched_operations"] * 2)  # at the loss and the update
+
+
 def test_what_was_seen_is_remembered_where_calls_take_turns(looks: list[str]):
     opt = momentum(right)
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.hyper import Strategy, TrainOutputs
 from hyperopt_ftp.types import Optimizer
 
 from ...support.own_updates import (
@@ -84,6 +85,95 @@ def test_the_number_of_an_hparam_is_refused(update, strategy):
 def test_writing_in_place_is_refused(update, strategy):
     with pytest.raises(RuntimeError, match=r"the optimizer writes in place.*Return new tensors"):
         trained(update, strategy)
+
+
+def writes(when):
+    """Right, but where ``when(state)`` says that it is not."""
+
+    def update(g, s, p, h):
+        if when(s):
+            s["m"].add_(g)
+        m = h["b"] * s["m"] + g
+        return p - h["lr"] * m, {"m": m, "t": s["t"] + 1}
+
+    return momentum(update)
+
+
+def given():
+    """Params and hparams that a derivative is asked for."""
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    return W.clone().requires_grad_(), {"lr": lr}
+
+
+def run_of(opt, steps=1, **options):
+    p, hparams = given()
+    return hft.train(opt, loss, p, DATA[:steps], hparams=hparams, **options)
+
+
+def walk(opt, **options):
+    p, hparams = given()
+    return hft.steps(opt, loss, p, DATA, hparams=hparams, **options)
+
+
+class FromLater(Strategy):
+    """One of somebody's own, whose updates get other states than those of the training."""
+
+    def __call__(self, problem, inputs):
+        state = {"m": torch.zeros_like(W), "t": torch.ones(())}
+        *end, value = problem.step(inputs.params, state, inputs.batches[0], inputs.hparams)
+        return TrainOutputs(*end, value.detach().reshape(1))
+
+
+def a_second_step():
+    opt = writes(lambda s: s["t"] > 0)
+    return [lambda: run_of(opt), lambda: run_of(opt, 2)]
+
+
+def another_init():
+    opt = writes(lambda s: s["t"] > 0)
+    later = opt._replace(init=lambda p, h=None: {"m": torch.zeros_like(p), "t": torch.ones(())})
+    return [lambda: run_of(opt), lambda: run_of(later)]
+
+
+def a_later_state():
+    opt = writes(lambda s: s["t"] > 0)
+    state = opt.init(W)
+    return [lambda: run_of(opt, state=state), lambda: run_of(opt, state={**state, "t": state["t"] + 1})]
+
+
+def a_state_of_init():
+    opt, last = writes(lambda s: s["t"] == 0), hft.Unroll(truncate=1)
+    state = opt.init(W)
+    later = {**state, "t": state["t"] + 1}
+    return [lambda: [*walk(opt, state=later, strategy=last)], lambda: run_of(opt, state=state, strategy=last)]
+
+
+def after_a_strategy():
+    opt = writes(lambda s: s["t"] == 0)
+    return [lambda: run_of(opt, strategy=FromLater()), lambda: run_of(opt)]
+
+
+def between_steps():
+    wrong = [False]
+    opt = writes(lambda s: wrong[0])
+
+    def changed():
+        for step in walk(opt):
+            wrong[0] = step.k == 1
+
+    return [lambda: [*walk(opt)], changed]
+
+
+@pytest.mark.filterwarnings("ignore:params require grad")
+@pytest.mark.parametrize(
+    "case", [a_second_step, another_init, a_later_state, a_state_of_init, after_a_strategy, between_steps]
+)
+def test_what_was_seen_in_trainings_of_one_step_counts_for_such_states_alone(case):
+    seen, wrong = case()
+    for _ in range(3):
+        seen()
+    with pytest.raises(RuntimeError, match="the optimizer writes in place"):
+        wrong()
 
 
 @every_strategy
