@@ -84,10 +84,9 @@ def measure(optimizer: torch.optim.Optimizer) -> Measured:
         d = d - w0.to(d) if w0.numel() else d
         layer = {"distance": torch.linalg.vector_norm(d)}
         if "radius" in state:
-            layer |= {
-                "radius": state["radius"],
-                "clipped": (whole(state["row_norm"]) > state["radius"]).float().mean(),
-            }
+            radius, over = state["radius"], whole(state["row_norm"]) > state["radius"]
+            share = over.sum() / max(over.numel(), 1)
+            layer |= {"radius": radius, "clipped": share.where(~radius.isnan(), torch.nan)}
         if "omega" in state:
             layer["omega"] = state["omega"]
         found[name] = layer

@@ -73,6 +73,16 @@ def test_a_row_that_lies_on_the_radius_is_not_clipped():
     assert hft.measure(opt)["w"]["clipped"] == 0
 
 
+def test_what_has_no_rows_is_not_clipped_and_where_the_radius_is_no_number_nobody_knows():
+    w, empty = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(0, 3))
+    opt = hft.MARSSP(torch.optim.SGD([("w", w), ("empty", empty)], lr=1.0), radius=0.5)
+    w.grad, empty.grad = torch.ones(2, 2), torch.ones(0, 3)
+    opt.step()
+    assert [hft.measure(opt)[name]["clipped"] for name in ("w", "empty")] == [1, 0]
+    opt.state[w]["radius"].fill_(math.nan)
+    assert math.isnan(hft.measure(opt)["w"]["clipped"])
+
+
 @pytest.mark.parametrize(
     ("make", "fields"),
     [

@@ -143,7 +143,11 @@ def for_each(hparam: Any, params: Any) -> list[Tensor]:
     Raises:
         ValueError: a shape or a structure that does not fit; what fits is in the text.
     """
-    values = tree.broadcast(hparam, params)
+    try:
+        values = tree.broadcast(hparam, params)
+    except ValueError as error:
+        hint = "a rule with weights of its own is an hft.Optimizer(init, update, hparams)"
+        raise ValueError(f"{error}; {hint}") from None
     if isinstance(hparam, Tensor) and hparam.ndim == 0:
         return values
     if isinstance(hparam, Tensor) and not isinstance(params, Tensor):

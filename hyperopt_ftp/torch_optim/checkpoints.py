@@ -46,6 +46,8 @@ def make_ready(opt: Optimizer, mover: Mover, state: dict[str, Any], saved: dict[
         state: what torch has made of the checkpoint.
         saved: the checkpoint.
     """
+    if "param_names" in opt.param_groups[0]:
+        check_order(names_in(opt.param_groups), names_in(state["param_groups"]))
     for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
         _take_options(opt, mover, saved, old, new)
     _restore(mover, state, saved)
@@ -89,7 +91,6 @@ def _take_options(
         if key in old:
             new[key] = old[key]
     if "param_names" in old:
-        check_order(old["param_names"], new["param_names"])
         new["param_names"] = old["param_names"]
     mover.check_options(opt, new)
     flags = new["constrained"]

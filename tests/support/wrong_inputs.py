@@ -93,6 +93,10 @@ OPTIMIZERS: list[Row] = [
     # A number that an entry of a parameter would have to be stretched for, or that is to be one for a tensor.
     (lambda: updated(hft.sgd(), VECTORS["w"], lr=torch.ones(4)), ValueError, r"\(4,\), its parameter \(1,\)"),
     (
+        lambda: updated(hft.sgd(), VECTORS, lr={"a": HALF}), ValueError,
+        r"no entry 'w' among \['a'\](.|\n)*; a rule with weights of its own is an hft.Optimizer\(",
+    ),
+    (
         lambda: updated(hft.lion(), VECTORS["w"], betas=(HALF, torch.full((4,), 0.9))),
         ValueError, r"has the shape \(4,\), its parameter \(1,\)",  # the second beta enters the moment only
     ),

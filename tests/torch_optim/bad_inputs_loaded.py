@@ -134,8 +134,8 @@ CHECKPOINTS = [
     load("loaded state dict contains a parameter group that doesn't match the size of optimizer's group",
          "with one parameter less", one_parameter_less, torch=True),
     load("the checkpoint's parameters are in another order: number 0 is '1.bias' there and '0.weight' here; build the "
-         "optimizer with the parameters in the checkpoint's order", "with the parameters in another order",
-         reversed_names),
+         "optimizer with the parameters in the checkpoint's order, or delete param_names from its groups if they were "
+         "renamed", "with the parameters in another order", reversed_names),
     load("kappa must lie in [0, 1], got 2.0", "with `kappa=2.0`", option("kappa", 2.0)),
     load(no_gradient("lr", ADAMW), "with an `lr` that requires a gradient", option("lr", tracked(0.1)), (ADAMW,)),
     load("FTPSGD has no dampening, got 0.1; take FTP(torch.optim.SGD(params, ...))", "with `dampening=0.1`",

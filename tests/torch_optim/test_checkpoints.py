@@ -152,6 +152,36 @@ def test_zeros_by_name_go_on_with_the_anchor_zero(make):
         opt.load_state_dict(others)
 
 
+@pytest.mark.parametrize("make", [hft.FTPAdamW, lambda groups: hft.FTP(torch.optim.AdamW(groups))])
+@pytest.mark.parametrize(
+    ("saved", "loaded", "first"),
+    [
+        (["a", "b"], ["b", "a"], "number 0 is 'a' there and 'b' here"),
+        (["ab"], ["bc"], "number 0 is 'a' there and 'b' here"),
+        (["a", "bc"], ["a", "db"], "number 2 is 'c' there and 'b' here"),
+        (["a", "bc"], ["a", "bd"], None),
+        (["ab"], ["cd"], None),
+    ],
+)
+def test_a_name_in_another_place_is_refused_over_all_groups(make, saved, loaded, first):
+    """Each weight would go on with the state and the anchor of another."""
+    (params, theirs), (_, opt) = (
+        (params, make([{"params": [(name, params[name]) for name in group]} for group in groups]))
+        for groups in (saved, loaded)
+        for params in [parameters({name: torch.ones(2, 2) for name in "".join(groups)})]
+    )
+    train(params, theirs, range(2))
+    checkpoint = through_a_file(theirs.state_dict())
+    if first is not None:
+        with pytest.raises(ValueError, match=f"in another order: {first}.*, or delete param_names from its groups if"):
+            opt.load_state_dict(checkpoint)
+        assert not opt.state_dict()["state"]
+        for group in checkpoint["param_groups"]:
+            del group["param_names"]
+    opt.load_state_dict(checkpoint)
+    assert same(opt.state_dict()["state"], checkpoint["state"])
+
+
 def test_a_checkpoint_that_is_written_into_the_state_is_compared_with_the_given_anchor():
     """As torch.distributed.checkpoint reads it: in place, before it is loaded."""
     params = parameters(weights())

@@ -89,7 +89,7 @@ def test_fused_steps_without_values_are_refused():
 
 
 def around_sgd(params, **options):
-    return hft.FTP(torch.optim.SGD(params, lr=0.1), **options)
+    return hft.FTP(torch.optim.SGD(params, lr=0.1, momentum=0.9), **options)
 
 
 @pytest.mark.parametrize(

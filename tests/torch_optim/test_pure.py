@@ -245,6 +245,18 @@ def test_a_partition_has_a_group_for_each_part_in_the_order_of_its_labels():
     assert (values["fast.lr"], values["slow.lr"], values["max_norm"]) == (0.025, 0.0025, 1.0)
 
 
+def test_a_checkpoint_with_the_parts_in_another_order_is_refused():
+    """Its hparams are loaded by the number of the group."""
+    rules = {"fast": hft.adam(lr=0.1), "slow": hft.adam(lr=0.01)}
+    opt, turned = (
+        hft.PureOptimizer(Net().named_parameters(), hft.partition(parts, {"head.*": "fast", "*": "slow"}))
+        for parts in (rules, dict(reversed(rules.items())))
+    )
+    with pytest.raises(ValueError, match=r"groups of the parts \['fast', 'slow'\], here are \['slow', 'fast'\]"):
+        turned.load_state_dict(opt.state_dict())
+    assert (turned.hparams()["fast.lr"], turned.hparams()["slow.lr"]) == (0.1, 0.01)
+
+
 def test_a_frozen_part_has_an_lr_for_schedulers_wherever_other_hparams_lie():
     """Those of ftp belong to no part, and are in the first group."""
     net = Net()
@@ -451,6 +463,48 @@ def test_writes_into_groups_are_checked():
         with pytest.raises(error, match=text):
             step(params, opt, batches(1)[0])
         assert largest_difference(dict(params), before) == 0
+
+
+RATES = {"w": 0.1, "b": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "text"),
+    [
+        (hft.adam(), "weight_decya", "'weight_decya', which nothing reads; did you mean 'weight_decay'"),
+        (hft.adam(lr=RATES), "lr", r"'lr', which nothing reads; write its entries, \['lr.w', 'lr.b'\]"),
+        (tower(), "by", r"'by', which nothing reads; write its entries, \['by.lr', 'by.betas'"),
+    ],
+)
+def test_a_name_in_a_group_that_nothing_reads_is_refused(optimizer, name: str, text: str):
+    """At each step until it is gone."""
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), optimizer)
+    step(params, opt, batches(1)[0])
+    opt.param_groups[0][name] = 0.0
+    before = {n: p.detach().clone() for n, p in params.items()}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=text):
+            step(params, opt, batches(1)[0])
+    assert largest_difference(dict(params), before) == 0
+    del opt.param_groups[0][name]
+    step(params, copy.deepcopy(opt), batches(1)[0])
+
+
+def test_names_that_others_keep_in_groups_are_allowed():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), tower())
+    names = "initial_lr max_lr min_lr swa_lr base_momentum max_momentum lr_scale name fused foreach k"
+    opt.param_groups[0].update(dict.fromkeys(names.split(), 0.0))
+    step(params, opt, batches(1)[0])
+
+
+def test_a_table_that_a_scheduler_has_overwritten_is_refused():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.per_step(hft.adamw(), lr=torch.linspace(0.1, 0.2, 5)))
+    torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=10)
+    with pytest.raises(ValueError, match="a scheduler of torch has written one number over the table of lr"):
+        step(params, opt, batches(1)[0])
 
 
 def test_tensors_in_groups_are_checked_where_that_waits_for_nothing():

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+import hyperopt_ftp as hft
+
 from ..support.compare import equal, kept
 from ..support.contract import ROWS, Row, again, parameters, step
 from ..support.executions import FLAGS, every_execution
@@ -92,3 +94,16 @@ def test_the_distributed_checkpoint_of_a_fresh_optimizer(row: Row, execution: st
     assert equal(model, straight)
     assert opt.radii() == reference.radii()
     assert opt.execution == execution
+
+
+def test_the_distributed_checkpoint_may_join_groups():
+    """It goes by name, and keeps the names of one of the groups."""
+    model = torch.nn.ParameterList(parameters())
+    names = list(model.named_parameters())
+    base = torch.optim.AdamW([{"params": names[:1]}, {"params": names[1:]}], lr=0.1)
+    step([*model], base, range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, base))
+    opt = hft.FTPAdamW(names, lr=0.1, anchor={name: p.detach().clone() for name, p in names})
+    set_optimizer_state_dict(model, opt, saved)
+    assert all(torch.equal(opt.state[p]["exp_avg"], base.state[p]["exp_avg"]) for p in model)
+    assert [len(group["param_names"]) for group in opt.param_groups] == [len(model)]

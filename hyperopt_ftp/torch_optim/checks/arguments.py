@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import did_you_mean
+from ...calls import did_you_mean, few
 from ...types import Optimizer
 from .names import unwrapped
 
@@ -80,7 +80,10 @@ def check_base(base: Any, title: str, refused: type) -> None:
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise for a misspelt option, which would have no effect. Keys of schedulers and others are allowed."""
     for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
-        if key in ("exclude", "anchor"):
+        inside = [name for name in known if str(name).startswith(f"{key}.")]
+        if inside:
+            raise ValueError(f"a group has the option {key!r}, which nothing reads; write its entries, {few(inside)}")
+        if key in ("exclude", "anchor") and "constrained" in known:
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
         meant = did_you_mean(key, known, 0.85) if len(str(key)) > 1 else ""  # some bases count in "k"
         if meant:

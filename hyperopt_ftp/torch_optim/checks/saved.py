@@ -41,14 +41,17 @@ def _is_checkpoint(saved: Any) -> bool:
 
 
 def check_order(here: list[str], there: list[str]) -> None:
-    """Raise if parameters are in another order: torch loads by position, whatever the names are."""
+    """Raise if a parameter of any group is in another place: torch loads by position, whatever the names are."""
     mine, theirs = [unwrapped(name) for name in here], [unwrapped(str(name)) for name in there]
-    if mine != theirs and set(mine) == set(theirs):
-        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-        raise ValueError(
-            f"the checkpoint's parameters are in another order: number {first} is {theirs[first]!r} there and "
-            f"{mine[first]!r} here; build the optimizer with the parameters in the checkpoint's order"
-        )
+    # torch.distributed.checkpoint goes by name, and of groups that were joined it keeps the names of one.
+    known = set(theirs) if len(mine) == len(theirs) else ()
+    for i, (name, other) in enumerate(zip(mine, theirs, strict=False)):
+        if name != other and name in known:
+            raise ValueError(
+                f"the checkpoint's parameters are in another order: number {i} is {other!r} there and {name!r} here; "
+                "build the optimizer with the parameters in the checkpoint's order, or delete param_names from its "
+                "groups if they were renamed"
+            )
 
 
 def check_state(

@@ -34,8 +34,8 @@ def choose(columns: Columns, which: Sequence[int]) -> Columns:
 
 
 def is_plain(p: Tensor) -> bool:
-    """Whether ``p`` is no tensor subclass, whose strides are those of memory."""
-    return type(p) in (Tensor, torch.nn.Parameter)
+    """Whether strides are those of memory: no tensor subclass, and not sparse, as the moments of a base may be."""
+    return type(p) in (Tensor, torch.nn.Parameter) and p.layout == torch.strided
 
 
 def shapes(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, torch.Size]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import tree
 from ...hparams import Domain, as_tensor, check_number, check_parts, concrete, domain_at
-from ..checks.arguments import check_no_gradient
+from ..checks.arguments import check_group_options, check_no_gradient
 
 _ANY = Domain(-math.inf, math.inf)  # of what has no domain
 _ROUNDING = 1e-12  # torch's LinearLR down to 0 may end at -1e-18
@@ -19,6 +19,26 @@ _ROUNDING = 1e-12  # torch's LinearLR down to 0 may end at -1e-18
 def domain_or_any(domains: Any, path: str) -> Domain:
     found = domain_at(domains, path)
     return found if isinstance(found, Domain) else _ANY
+
+
+def check_groups(groups: Sequence[dict[str, Any]], known: Sequence[set[str]]) -> None:
+    """Raise for a name in a group that is new and has no effect, or one by which a scheduler has lost a table.
+
+    Args:
+        groups: of the optimizer.
+        known: names of each group that were seen before; new ones are put in.
+    """
+    for group, names in zip(groups, known, strict=True):
+        if group.keys() <= names:
+            continue
+        check_group_options(group, [name for name in group if name in names])  # in its order
+        lr = group.get("lr")
+        if "initial_lr" in group and isinstance(lr, Tensor) and lr.ndim:
+            raise ValueError(
+                "a scheduler of torch has written one number over the table of lr: make the optimizer again, and leave "
+                "out the scheduler"
+            )
+        names |= group.keys()
 
 
 def checked(key: str, value: Any, domain: Domain, is_tuned: bool = False) -> Any:

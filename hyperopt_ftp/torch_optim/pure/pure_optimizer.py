@@ -20,6 +20,7 @@ from ..checks.saved import PURE, PURE_STATE, check_checkpoint
 from .captured import captured
 from .group_numbers import (
     as_number,
+    check_groups,
     checked,
     copied,
     domain_or_any,
@@ -148,6 +149,7 @@ class PureOptimizer(torch.optim.Optimizer):
                 )  # a frozen part; schedulers want one
             label = {"part": without_base(part.split("."))} if part else {}
             self.param_groups.append({"params": members, **names, **label, **numbers})
+        self._known: list[set[str]] = [set(group) for group in self.param_groups]
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: copied(values[path]) for key, path in self._keys[0].items()})
         self._tuned: set[tuple[str, ...]] = {p for p in values if is_tuned(".".join(p), self._optimizer.tunes)}
@@ -180,6 +182,7 @@ class PureOptimizer(torch.optim.Optimizer):
                 yield group, key, path
 
     def _given(self) -> dict[str, Any]:
+        check_groups(self.param_groups, self._known)
         values, tuned = {}, self._present()
         for group, key, path in self._places():
             domain = domain_or_any(self._optimizer.domains, ".".join(path))
@@ -303,9 +306,10 @@ class PureOptimizer(torch.optim.Optimizer):
         # A look at the state of a parameter leaves an empty one.
         others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and entries != {}]
         missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
-        if others or missing or len(groups) != len(self.param_groups):
+        here, there = ([group.get("part") for group in some] for some in (self.param_groups, groups))
+        if others or missing or here != there:
             what = f"has state of parameters {few(others)}" if others else f"has no {few(missing)} in its groups"
-            what = what if others or missing else f"has {len(groups)} groups, here are {len(self.param_groups)}"
+            what = what if others or missing else f"has groups of the parts {there}, here are {here}"
             raise ValueError(f"the checkpoint {what}: it is of another optimizer; load it into one that was made alike")
         found = state.get(_STATE)
         if found is not None and not isinstance(found, Mapping):
@@ -332,7 +336,7 @@ class _Copied:
         )
 
 
-_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_update", "_seen")
+_OWN = ("_names", "_optimizer", "_keys", "_known", "_tuned", "_update", "_seen")
 
 
 def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Tensor, str]) -> Optimizer:
