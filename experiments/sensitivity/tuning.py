@@ -40,6 +40,7 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
     "drawn": ("drawn-radius",),
     "long-newspapers": ("free-long-newspapers",),
     "long-imagenet": (),
+    "longer-newspapers": (),
     "sensitivity-opinions": (),
     **{f"sensitivity-{name}": (f"lp-ft-{name}", f"head-{name}") for name in ("minilm", *SOURCES["opinions"][1:])},
 }
