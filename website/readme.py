@@ -14,7 +14,7 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?!https?:|mailto:)([^)\s]+)\)", flags=re.S)  # code comes first: it stays
 #: The command for a clone, and that for the index.
-IN_A_CLONE, FROM_INDEX = "pip install '.[cpu]'    # in a clone; ", "pip install 'hyperopt-ftp[cpu]'    # "
+IN_A_CLONE, FROM_INDEX = "pip install '.[cpu]'    # in a clone, ", "pip install 'hyperopt-ftp[cpu]'    # "
 
 
 def absolute(text: str, pages: str, figures: str) -> str:
