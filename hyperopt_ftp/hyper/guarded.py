@@ -72,8 +72,8 @@ def _guarded(
             others = [x for b in batches[1:] for x in tree.leaves(b)]
             first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
         verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers, maker), seen)
-    else:  # values: nothing can be lost
-        verdict, needs, trusted = Verdict(loss=True), needs._replace(closed=False), True
+    else:  # values: nothing of the loss can be lost
+        verdict, needs = Verdict(loss=True), needs._replace(closed=False)
     loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:

@@ -118,7 +118,7 @@ class Program:
 
 
 #: The cached one.
-program = functools.lru_cache(maxsize=64)(Program)
+program: functools._lru_cache_wrapper[Program] = functools.lru_cache(maxsize=64)(Program)
 
 
 def codes_of(value: Any, constants: bool = False) -> list[Any]:

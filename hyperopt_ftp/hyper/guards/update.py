@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -30,8 +30,8 @@ LOOKS = 2
 class GuardedUpdate:
     """``update(grads, state, params, hparams)``, or an error where it is no update, or a derivative would be wrong.
 
-    If anything is differentiated, it must not write into its arguments, nor read the number of an hparam that a
-    derivative is asked for. Where a node hides the graph, it must not use a tensor that a derivative is taken in and
+    It must not write into its arguments. If anything is differentiated, it must not read the number of an hparam that
+    a derivative is asked for. Where a node hides the graph, it must not use a tensor that a derivative is taken in and
     that it is not given. The first updates of each kind are checked: plain, with a graph, and under a transform. Later
     ones are looked at for numbers that are read of hparams.
 
@@ -86,6 +86,8 @@ class GuardedUpdate:
             calls = watched_calls(UPDATE, knobs, known, operations, ignored=others)
             if derived:
                 stack.enter_context(calls)
+            else:
+                stack.enter_context(_unwritten([*knobs, *given]))
             found = _explained(self.unguarded, grads, state, params, hparams)
             _check_result(found, params)
         lost = loses_derivative(UPDATE, floats(found), [*knobs, *given]) if kind == "graph" else None
@@ -96,6 +98,17 @@ class GuardedUpdate:
         if self._looked[kind] == self._looks and not calls.warned:  # else the next training is warned of again
             verdict.updates.add(kind)
         return found
+
+
+@contextmanager
+def _unwritten(given: list[Tensor]) -> Iterator[None]:
+    """Refuse writes into tensors that the caller has, which would train from other ones the next time."""
+    counted = [x for x in given if not x.is_inference()]  # others have no version
+    before = [x._version for x in counted]
+    yield
+    for x, version in zip(counted, before, strict=True):
+        if x._version != version:
+            raise writes(UPDATE, "", x)
 
 
 def _explained(

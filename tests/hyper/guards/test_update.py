@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -85,6 +86,16 @@ def test_the_number_of_an_hparam_is_refused(update, strategy):
 def test_writing_in_place_is_refused(update, strategy):
     with pytest.raises(RuntimeError, match=r"the optimizer writes in place.*Return new tensors"):
         trained(update, strategy)
+
+
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("update", [WRITES["state"], WRITES["params"]])
+def test_writing_in_place_is_refused_where_nothing_is_differentiated(update, mode):
+    """The params and the state of the caller are not what they were, so the next training begins elsewhere."""
+    opt = momentum(update)
+    state = opt.init(W, opt.hparams)
+    with mode(), pytest.raises(RuntimeError, match=r"the optimizer writes in place.*of shape .*Return new tensors"):
+        hft.train(opt, loss, W.clone(), DATA[:1], state=state)
 
 
 def writes(when):
