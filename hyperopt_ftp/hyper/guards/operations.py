@@ -82,6 +82,11 @@ class watched_operations(DispatchMode):  # a context manager
                 "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
                 "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
             )
+        if func._schema.name == "aten::embedding" and _by_name(func, args, kwargs).get("scale_grad_by_freq"):
+            self.refuse(
+                "train_loss uses an embedding with scale_grad_by_freq=True, whose second derivative is wrong in torch "
+                "itself, since it leaves out the scale; set scale_grad_by_freq=False"
+            )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self.made.update(storage_of(x) for x in tensors_in(args))
         result = func(*args, **kwargs)

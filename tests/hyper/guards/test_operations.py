@@ -130,6 +130,24 @@ def test_weight_norm_is_refused_whose_second_derivative_is_wrong_in_torch(strate
         call(lambda p, x: (x @ torch._weight_norm(p["w"], p["b"][None], 1)).square().mean(), strategy)
 
 
+@every_exact
+def test_an_embedding_scaled_by_frequency_is_refused_whose_second_derivative_is_wrong_in_torch(strategy):
+    def rows(p, x):
+        return F.embedding(torch.tensor([0, 1, 1]), p["w"], scale_grad_by_freq=True).tanh().square().mean()
+
+    with pytest.raises(RuntimeError, match="scale_grad_by_freq=False"):
+        call(rows, strategy)
+    plain = torch.zeros(3, 2, requires_grad=True)
+    scaled, ones = (
+        F.embedding(torch.tensor([0, 1, 1]), plain, scale_grad_by_freq=True),
+        torch.ones(3, 2).requires_grad_(),
+    )
+    (first,) = torch.autograd.grad(scaled, plain, ones, create_graph=True)
+    (second,) = torch.autograd.grad(first[1].sum(), ones)
+    assert first[1, 0] == 1  # two times a half
+    assert second[1, 0] == 1  # in torch, which should give a half
+
+
 def test_bytes_are_counted_where_memory_is_used_again():
     """Of a tensor that has gone, the next one may have the place."""
     with watched_operations(LOSS) as operations:
