@@ -56,6 +56,15 @@ def test_memory_is_that_of_the_allocator(name: str, how: str):
     assert found.memory == pytest.approx(peak, rel=0.15)
 
 
+def test_a_chunk_of_tangents_goes_before_the_next_one_comes():
+    torch.manual_seed(0)
+    problem, strategy = NETS["mlp"](6)._replace(over=("lr", "eps", "weight_decay", "betas")), hft.Forward(chunk=2)
+    state = problem.optimizer.init(problem.params)
+    found = problem.estimate(strategy, state)
+    peak, _ = allocated(lambda: problem.hypergradient(strategy, state))
+    assert found.memory == pytest.approx(peak, rel=0.15)
+
+
 TUNED = {"optimizer": hft.hyper(hft.adam(eps=1e-4), by=hft.sgd(lr=1e-6), over="lr"), "over": "by.lr"}
 #: A network, steps, what is tuned, bytes, and what auto keeps within them. With batches the peak is at the end.
 BUDGETS = [

@@ -101,6 +101,7 @@ class Forward(Strategy):
                 trained, tangents = replay.again(lambda a=a, b=b: self.carry(problem, inputs, a, b))
                 refuse_other_losses(losses, trained.losses)
                 parts.append(_contract(given, tangents))
+                del trained, tangents  # before the next chunk makes its own
             slopes = torch.cat(parts)
         asked = select_floats(inputs, problem.needs_grad)
         rows = slopes.split([x.numel() for x in asked])
