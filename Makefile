@@ -4,7 +4,7 @@ VENV := .venv
 THREADS := 1
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-studies test-device test-compiled test-integrations study study-fast lint docs bench lowest newest thorough machines fuzz crash mutants alone clean
+.PHONY: demo test test-studies test-distributed test-device test-compiled test-integrations study study-fast lint docs bench lowest newest thorough machines fuzz crash mutants alone clean
 
 # Each method at the best of three learning rates, chosen on held-out pictures of the style it is fine-tuned on.
 demo: $(VENV)/.demo
@@ -15,13 +15,17 @@ demo: $(VENV)/.demo
 # lines, for half the time again.
 test: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
-		--ignore tests/experiments --ignore tests/device \
+		--ignore tests/experiments --ignore tests/device --ignore tests/distributed \
 		--ignore tests/integrations/test_large.py --ignore tests/integrations/test_language.py \
 		$(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95) -q
 
 # Of the studies: they train small networks.
 test-studies: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/experiments
+
+# In up to four processes, which wait for each other: beside other tests each waits for a core too.
+test-distributed: $(VENV)/.demo $(VENV)/.test
+	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest -q tests/distributed
 
 # On a simulated accelerator, a C++ backend of torch that is built once: whoever imports it has one device more, so these
 # tests have a process of their own.
@@ -97,7 +101,7 @@ docs: $(VENV)/.docs
 
 # Each quick target in a fresh clone of its own: it must not need what another one has installed. A clone goes after its
 # target, since an environment has gigabytes.
-ALONE := demo test test-studies test-compiled test-integrations study-fast lint docs fuzz crash
+ALONE := demo test test-studies test-distributed test-compiled test-integrations study-fast lint docs fuzz crash
 alone:
 	mkdir $(VENV)-alone
 	$(MAKE) --keep-going $(ALONE:%=alone-%)
