@@ -39,9 +39,7 @@ KINDS = {"pictures": ("emoji", "solar cells"), "texts": ("airline tweets", "opin
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "drawn": ("drawn-radius",),
     "long-newspapers": ("free-long-newspapers",),
-    "long-imagenet": (),
-    "longer-newspapers": (),
-    "sensitivity-opinions": (),
+    **dict.fromkeys(("long-imagenet", "longer-imagenet", "longer-newspapers", "sensitivity-opinions"), ()),
     **{f"sensitivity-{name}": (f"lp-ft-{name}", f"head-{name}") for name in ("minilm", *SOURCES["opinions"][1:])},
 }
 WHICH = ("id", "ood")

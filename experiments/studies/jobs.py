@@ -121,9 +121,12 @@ FULL = (
         (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw", "3.5e-5", "adamw",
          "1.1e-4", "ftp", "2e-4", "adamw", "2e-5", "ftp", "6e-5", "adamw", "1.1e-5", "ftp", "6e-3", "--epochs", "8",
          *THREE)),
-    Job("long-imagenet", "the same on emoji, from ImageNet's weights", _RATES,
-        ("--anchor", "imagenet", *FLUENT, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw",
-         "1.1e-4", "adamw", "6e-4", "ftp", "2e-4", "adamw", "1.1e-3", "--epochs", "20", *THREE)),
+    *(
+        Job(f"{name}-imagenet", f"the same on emoji, from ImageNet's weights, with {times} times the steps", _RATES,
+            ("--anchor", "imagenet", *FLUENT, "--methods", "adamw", "ftp", "--lrs", "6e-5", "2e-4", "--wider", "adamw",
+             "1.1e-4", "adamw", "6e-4", "ftp", "2e-4", "adamw", "1.1e-3", *wider, "--epochs", epochs, *THREE))
+        for name, times, epochs, *wider in (("long", "four", "20"), ("longer", "sixteen", "80", "ftp", "6e-5"))
+    ),
     Job("longer-newspapers", "the same on newspapers, with sixteen times the steps", _RATES,
         (*NEWSPAPERS, "--methods", "adamw", "ftp", "--lrs", "6e-6", "2e-5", "6e-5", "--wider", "adamw", "1.1e-5",
          "--epochs", "32", *THREE)),
