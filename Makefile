@@ -11,10 +11,10 @@ demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification --lrs 2e-4 6e-4 2e-3 --seeds 0 1 --epochs 5 --weight-decay 0
 
 # Two processes of one thread each (THREADS=2: of two): most tests are too small for two threads to share. What loads
-# MiniLM is left to test-integrations, but for README's example where its weights are installed. COVERAGE=1 counts
-# lines, for half the time again.
+# MiniLM is left to test-integrations, but for README's example where its weights are installed. Files begin in their
+# order, not by the number of their tests: some have few, and slow ones. COVERAGE=1 counts lines, for half the time again.
 test: $(VENV)/.demo $(VENV)/.test
-	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
+	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/compiled \
 		--ignore tests/experiments --ignore tests/device --ignore tests/distributed \
 		--ignore tests/integrations/test_large.py --ignore tests/integrations/test_language.py \
 		$(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95) -q

@@ -24,17 +24,16 @@ def test_an_example_prints_its_table(example, capsys):
 
 
 def test_seven_billion_weights_on_paper(capsys, monkeypatch):
-    """One of its rows; and three layers of an eighth of the width take what one and two of them tell."""
-    name = "Unroll, sqrt"
+    """The row that is made soonest; and three layers of an eighth of the width take what one and two of them tell."""
+    name, case = "Forward, lr", estimate_7b.CASES["Unroll, sqrt"]
     monkeypatch.setattr(estimate_7b, "CASES", {name: estimate_7b.CASES[name]})
     estimate_7b.main()
     first, _, row = capsys.readouterr().out.splitlines()
     assert first == "6.74 billion weights: 13 GB, and 54 GB of moments"
     assert row in (ROOT / "docs" / "concepts" / "cost.md").read_text().splitlines()
-    for size, value in {"LAYERS": 3, "WIDTH": 512, "HIDDEN": 1376, "VOCABULARY": 4000}.items():
+    for size, value in {"LAYERS": 3, "WIDTH": 512, "HIDDEN": 1376, "VOCABULARY": 4000, "STEPS": 4}.items():
         monkeypatch.setattr(estimate_7b, size, value)
-    told = estimate_7b.at_all_layers(*estimate_7b.CASES[name])
-    assert told.memory == estimate_7b.estimate(3, *estimate_7b.CASES[name]).memory
+    assert estimate_7b.at_all_layers(*case).memory == estimate_7b.estimate(3, *case).memory
 
 
 def test_watching_leaves_its_figures(tmp_path, monkeypatch):
