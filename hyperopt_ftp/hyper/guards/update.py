@@ -87,7 +87,7 @@ class GuardedUpdate:
             if derived:
                 stack.enter_context(calls)
             else:
-                stack.enter_context(_unwritten([*knobs, *given]))
+                stack.enter_context(_unwritten([*given, *tree.tensors(hparams)]))
             found = _explained(self.unguarded, grads, state, params, hparams)
             _check_result(found, params)
         lost = loses_derivative(UPDATE, floats(found), [*knobs, *given]) if kind == "graph" else None

@@ -137,12 +137,9 @@ def test_an_embedding_scaled_by_frequency_is_refused_whose_second_derivative_is_
 
     with pytest.raises(RuntimeError, match="scale_grad_by_freq=False"):
         call(rows, strategy)
-    plain = torch.zeros(3, 2, requires_grad=True)
-    scaled, ones = (
-        F.embedding(torch.tensor([0, 1, 1]), plain, scale_grad_by_freq=True),
-        torch.ones(3, 2).requires_grad_(),
-    )
-    (first,) = torch.autograd.grad(scaled, plain, ones, create_graph=True)
+    table, ones = torch.zeros(3, 2, requires_grad=True), torch.ones(3, 2, requires_grad=True)
+    found = F.embedding(torch.tensor([0, 1, 1]), table, scale_grad_by_freq=True)
+    (first,) = torch.autograd.grad(found, table, ones, create_graph=True)
     (second,) = torch.autograd.grad(first[1].sum(), ones)
     assert first[1, 0] == 1  # two times a half
     assert second[1, 0] == 1  # in torch, which should give a half

@@ -61,6 +61,10 @@ def number_of_gradient(g, s, p, h):
     return p - h["lr"] * g / max(1.0, g.norm().item()), s
 
 
+def halves_lr(g, s, p, h):
+    return p - h["lr"].mul_(0.5) * g, s
+
+
 WRITES = {
     "state": writes_state,
     "gradient": lambda g, s, p, h: (p - h["lr"] * g.clamp_(-1, 1), s),
@@ -89,9 +93,9 @@ def test_writing_in_place_is_refused(update, strategy):
 
 
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("update", [WRITES["state"], WRITES["params"]])
+@pytest.mark.parametrize("update", [WRITES["state"], WRITES["params"], halves_lr])
 def test_writing_in_place_is_refused_where_nothing_is_differentiated(update, mode):
-    """The params and the state of the caller are not what they were, so the next training begins elsewhere."""
+    """What the caller has given is not what it was, so the next training is another."""
     opt = momentum(update)
     state = opt.init(W, opt.hparams)
     with mode(), pytest.raises(RuntimeError, match=r"the optimizer writes in place.*of shape .*Return new tensors"):
