@@ -154,7 +154,7 @@ def for_each(hparam: Any, params: Any) -> list[Tensor]:
         raise ValueError(f"a hyperparameter has the shape {tuple(hparam.shape)}; {_FITTING}")
     for x, w in zip(values, tree.leaves(params), strict=True):
         pairs = zip(x.shape[::-1], w.shape[::-1], strict=False)
-        if x.ndim > w.ndim or any(a not in (1, b) for a, b in pairs):
+        if x.shape != w.shape and (x.ndim > w.ndim or any(a not in (1, b) for a, b in pairs)):
             raise ValueError(
                 f"a hyperparameter has the shape {tuple(x.shape)}, its parameter {tuple(w.shape)}; {_FITTING}"
             )

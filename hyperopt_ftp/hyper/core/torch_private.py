@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.utils.stateless import _untie_named_tensors_map
 from torch.overrides import _get_current_function_mode_stack, has_torch_function
@@ -147,24 +148,35 @@ def tracked(x: Any) -> bool:
     return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x)
 
 
-def differentiated(x: Tensor) -> bool:
-    """Whether a derivative may be asked for; constants made under a transform have its wrapper too."""
-    kinds = kinds_of_transforms()
-    if _functorch.TransformType.Jvp in kinds:
-        # A tangent cannot be seen from every level.
-        return len(kinds) > 1 or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None)
-    while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
+def _levels_of_derivatives(x: Tensor) -> Iterator[int]:
+    """Of the transforms that differentiate it, the innermost first; -1: autograd. Constants have their wrappers too."""
+    kinds = {level.level(): level.key() for level in _functorch.get_interpreter_stack() or []}
+    while _functorch.is_functorch_wrapped_tensor(x):
+        level = _functorch.maybe_get_level(x)
+        if x.requires_grad or (kinds.get(level) == _functorch.TransformType.Jvp and _has_tangent(x, level)):
+            yield level
         x = _functorch.get_unwrapped(x)
-    return x.requires_grad
+    if x.requires_grad:
+        yield -1
+
+
+def _has_tangent(x: Tensor, level: int) -> bool:
+    """Whether it has one of the forward transform of that level, which alone sees it."""
+    with ExitStack() as stack:
+        while top_level() > level:
+            stack.enter_context(temporarily_pop_interpreter_stack())
+        return forward_ad.unpack_dual(x).tangent is not None
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a derivative may be asked for, by autograd or by a transform."""
+    plain = x.requires_grad or not _functorch.is_functorch_wrapped_tensor(x)
+    return x.requires_grad if plain else next(_levels_of_derivatives(x), None) is not None
 
 
 def differentiated_outside(x: Tensor, level: int) -> bool:
     """Whether a derivative of it may be asked for by transforms below a level, or by autograd, and none by others."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if x.requires_grad:
-            return _functorch.maybe_get_level(x) < level
-        x = _functorch.get_unwrapped(x)
-    return x.requires_grad
+    return next(_levels_of_derivatives(x), level) < level
 
 
 def top_level() -> int:

@@ -49,7 +49,6 @@ class GuardedLoss:
         self.leaves: list[Tensor] = []
         self._needs = needs
         self._done = False  # whether this training needs no more looks
-        self._watched = False  # whether a call under a transform has been looked at
         self._later: watched_calls | None = None  # of a loss that reads numbers of params
 
     @cached_property
@@ -59,11 +58,11 @@ class GuardedLoss:
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         needs, verdict = self._needs, self.verdict
         if under_transform():
-            watches, self._watched = verdict.reads or not self._watched, True
-            with read_outside(_OUTSIDE) if watches else nullcontext():
+            with read_outside(_OUTSIDE) if verdict.reads or not verdict.transformed else nullcontext():
                 loss = self._value(params, batch, *own)
-            if needs.derived and not verdict.loss:
+            if needs.derived and not (verdict.loss or verdict.transformed):
                 refuse_once_differentiable(loss)
+            verdict.transformed = True
             return loss
         if not (verdict.loss or self._done) or needs.compiled or verdict.makes_leaves:
             return self._inspect(params, batch, *own)

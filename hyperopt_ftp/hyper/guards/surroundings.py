@@ -23,6 +23,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ... import tree
 from ...hparams import Domain, is_wrapped
+from ..core.torch_private import differentiated
 
 _OWN = __name__.partition(".")[0]
 _FIXED = {torch.__name__, "numpy", "einops", "builtins"}
@@ -88,7 +89,7 @@ def _of_tensor(x: Tensor) -> tuple[Any, ...]:
     shape = None if x.is_nested else x.shape
     # A count, or a flag, may choose what is done.
     flag = type(x) is Tensor and not x.ndim and x.is_cpu and not x.is_floating_point() and not is_wrapped(x)
-    return type(x), x.requires_grad, is_wrapped(x), shape, x.item() if flag and not x.is_meta else None
+    return type(x), differentiated(x), is_wrapped(x), shape, x.item() if flag and not x.is_meta else None
 
 
 def requires_grad(key: tuple[Hashable, ...]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ... import tree
-from ..core.torch_private import kinds_of_transforms
+from ..core.torch_private import differentiated, kinds_of_transforms
 from .surroundings import may_read, requires_grad, surroundings
 
 
@@ -49,6 +49,7 @@ class Verdict:
 
     Attributes:
         loss: whether the loss has been looked at.
+        transformed: whether it has been in a call under a transform.
         updates: the kinds of updates that have been looked at.
         bytes_made: of all tensors that the loss makes in a step.
         draws: whether the loss may draw random numbers of torch, by its first step.
@@ -60,6 +61,7 @@ class Verdict:
     """
 
     loss: bool = False
+    transformed: bool = False
     updates: set[str] = field(default_factory=set)
     bytes_made: int = 0
     draws: bool = True
@@ -92,7 +94,7 @@ def _outline(x: Any, others: list[Any]) -> Hashable:
             others.append(_UNSEEN)
         elif x.__dict__:  # what it was given as attributes
             others.append(x.__dict__)
-        return type(x), x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
+        return type(x), differentiated(x), None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
     plain = type(x) is dict
     children = x.values() if plain else tree.children(x)
     if children is None:

@@ -31,7 +31,10 @@ from ...support.hypergradients import (
 )
 from ...support.problems import Cube, central_differences, loop, loss, start
 
-TRANSFORMS = {"grad": torch.func.grad, "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1]}
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (tree.map_tree(torch.ones_like, x),))[1],
+}
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 
 # -- losses without a graph, and no gradients at all ------------------------------------------------------------------
@@ -266,15 +269,16 @@ def end_of(train_loss, data=DATA, **own):
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # torch's
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @pytest.mark.parametrize("name", [name for name in TAKEN if "aten" not in name])
-def test_it_is_refused_under_a_transform_that_differentiates_it(name):
+@every_transform
+def test_it_is_refused_under_a_transform_that_differentiates_it(transform, name):
     train_loss = with_number(TAKEN[name])
     with pytest.raises(RuntimeError, match="takes the number of an hparam, of the batch, or of what"):
-        torch.func.grad(lambda own: end_of(train_loss, **own))(HPARAMS["loss"])
+        transform(lambda own: end_of(train_loss, **own))(HPARAMS["loss"])
     with pytest.raises(RuntimeError, match="takes the number of an hparam"):  # also by one further out
-        torch.func.grad(lambda own: torch.func.grad(lambda l2: end_of(train_loss, **{**own, "l2": l2}))(own["l2"]))(
+        transform(lambda own: torch.func.grad(lambda l2: end_of(train_loss, **{**own, "l2": l2}))(own["l2"]))(
             HPARAMS["loss"]
         )
-    got = torch.func.grad(lambda l2: end_of(train_loss, l2=l2))(HPARAMS["loss"]["l2"])  # s and v are constants
+    got = transform(lambda l2: end_of(train_loss, l2=l2))(HPARAMS["loss"]["l2"])  # s and v are constants
     (want,) = central_differences(lambda l2: end_of(train_loss, l2=l2), HPARAMS["loss"]["l2"])
     assert got.item() == pytest.approx(want.item(), rel=1e-6)
 
@@ -303,24 +307,26 @@ def test_under_a_transform_a_number_of_the_batch_is_refused_and_a_log_is_not():
 
 WANT_NUMBERS = {
     "label_smoothing": lambda y, s: F.cross_entropy(
-        torch.stack([y, -y], 1), torch.tensor([0, 1, 1, 0]), label_smoothing=s
+        torch.stack([y, -y], 1), torch.arange(len(y)) % 2, label_smoothing=s
     ),
     "leaky_relu": F.leaky_relu,
     "norm": lambda y, s: torch.norm(y, p=s),
-    "full": lambda y, s: y * torch.full((4,), s),
+    "full": lambda y, s: y * torch.full(y.shape, s),
     "huber": lambda y, s: F.huber_loss(y, 0 * y, delta=s),
 }
 
 
 @pytest.mark.parametrize("name", WANT_NUMBERS)
-def test_where_an_operation_wants_a_number_none_is_made_of_an_hparam_under_a_transform(name):
+@every_transform
+def test_where_an_operation_wants_a_number_none_is_made_of_an_hparam_under_a_transform(transform, name):
     """An hparam itself torch refuses, but no function of it."""
 
     def train_loss(p, x, h):
         return WANT_NUMBERS[name](hidden(p, x).sum(1), h["s"].sigmoid()).mean() + loss(p, x)
 
+    transform(lambda v: end_of(train_loss, v=v))(HPARAMS["loss"]["v"])  # for which s is a constant
     with pytest.raises(RuntimeError, match="takes the number of an hparam"):
-        torch.func.grad(lambda s: end_of(train_loss, s=s))(HPARAMS["loss"]["s"])
+        transform(lambda s: end_of(train_loss, s=s))(HPARAMS["loss"]["s"])
 
 
 CONSTANT = {
