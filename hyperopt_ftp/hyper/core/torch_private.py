@@ -170,8 +170,7 @@ def _has_tangent(x: Tensor, level: int) -> bool:
 
 def differentiated(x: Tensor) -> bool:
     """Whether a derivative may be asked for, by autograd or by a transform."""
-    plain = x.requires_grad or not _functorch.is_functorch_wrapped_tensor(x)
-    return x.requires_grad if plain else next(_levels_of_derivatives(x), None) is not None
+    return x.requires_grad or next(_levels_of_derivatives(x), None) is not None
 
 
 def differentiated_outside(x: Tensor, level: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ... import tree
+from ...hparams import is_wrapped
 from ..core.torch_private import differentiated, kinds_of_transforms
 from .surroundings import may_read, requires_grad, surroundings
 
@@ -94,7 +95,8 @@ def _outline(x: Any, others: list[Any]) -> Hashable:
             others.append(_UNSEEN)
         elif x.__dict__:  # what it was given as attributes
             others.append(x.__dict__)
-        return type(x), differentiated(x), None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
+        derived = x.requires_grad or (is_wrapped(x) and differentiated(x))
+        return type(x), derived, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
     plain = type(x) is dict
     children = x.values() if plain else tree.children(x)
     if children is None:
