@@ -148,12 +148,13 @@ def tracked(x: Any) -> bool:
     return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x)
 
 
-def _levels_of_derivatives(x: Tensor) -> Iterator[int]:
+def _levels_of_derivatives(x: Tensor, tangents: bool = True) -> Iterator[int]:
     """Of the transforms that differentiate it, the innermost first; -1: autograd. Constants have their wrappers too."""
     kinds = {level.level(): level.key() for level in _functorch.get_interpreter_stack() or []}
     while _functorch.is_functorch_wrapped_tensor(x):
         level = _functorch.maybe_get_level(x)
-        if x.requires_grad or (kinds.get(level) == _functorch.TransformType.Jvp and _has_tangent(x, level)):
+        forward = tangents and kinds.get(level) == _functorch.TransformType.Jvp
+        if x.requires_grad or (forward and _has_tangent(x, level)):
             yield level
         x = _functorch.get_unwrapped(x)
     if x.requires_grad:
@@ -173,9 +174,12 @@ def differentiated(x: Tensor) -> bool:
     return x.requires_grad or next(_levels_of_derivatives(x), None) is not None
 
 
-def differentiated_outside(x: Tensor, level: int) -> bool:
-    """Whether a derivative of it may be asked for by transforms below a level, or by autograd, and none by others."""
-    return next(_levels_of_derivatives(x), level) < level
+def differentiated_outside(x: Tensor, level: int, tangents: bool = False) -> bool:
+    """Whether a derivative of it may be asked for by transforms below a level, or by autograd, and none by others.
+
+    ``tangents``: those of forward transforms count too, which ``no_grad`` does not end.
+    """
+    return next(_levels_of_derivatives(x, tangents), level) < level
 
 
 def top_level() -> int:

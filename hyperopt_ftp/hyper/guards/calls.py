@@ -192,6 +192,7 @@ class read_outside(TorchFunctionMode):  # a context manager
     def __init__(self, who: Subject) -> None:
         super().__init__()
         self._who, self._level = who, top_level()
+        self._constants: dict[int, Tensor] = {}  # made under no_grad, as a log is, which does not end tangents
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -200,10 +201,14 @@ class read_outside(TorchFunctionMode):  # a context manager
         numbers = (x for x in tree.tensors((args, kwargs)) if not x.ndim)
         refuses = func not in _OF_FLAGS and any(map(self._asked, numbers))
         with refuse_numbers(self._who) if refuses else nullcontext():
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._constants |= {id(x): x for x in tree.tensors(result)}
+        return result
 
     def _asked(self, x: Any) -> bool:
-        return isinstance(x, Tensor) and differentiated_outside(x, self._level)
+        tangents = torch.is_grad_enabled() and id(x) not in self._constants
+        return isinstance(x, Tensor) and differentiated_outside(x, self._level, tangents)
 
 
 def taken(func: Any, args: Any, kwargs: Any, who: Subject) -> list[Any]:

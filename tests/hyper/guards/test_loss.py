@@ -283,24 +283,28 @@ def test_it_is_refused_under_a_transform_that_differentiates_it(transform, name)
     assert got.item() == pytest.approx(want.item(), rel=1e-6)
 
 
-def test_under_a_transform_a_number_of_the_batch_is_refused_and_a_log_is_not():
+@every_transform
+def test_under_a_transform_a_number_of_the_batch_is_refused_and_a_log_is_not(transform):
     def of_the_batch(p, x, h):
         return loss(p, x) * x.exp().mean().item()
 
     def logged(p, x, h):
         value = h["s"] * loss(p, x)
-        LOG.append(value.item())
+        with torch.no_grad():
+            norms = p["w"].norm(), 2 * h["s"]
+            LOG.extend(x.item() for x in norms)
+        LOG.extend((value.item(), norms[0].item()))
         return value
 
     with pytest.raises(RuntimeError, match="takes the number of an hparam, of the batch,"):
-        torch.func.grad(lambda data: end_of(of_the_batch, data))([*DATA])
+        transform(lambda data: end_of(of_the_batch, data))([*DATA])
 
     def captured(s):
         return end_of(lambda p, x, h: loss(p, x) + s.item() * p["w"].sum() + s * p["b"].sum())
 
     with pytest.raises(RuntimeError, match="or of what it captures,"):
-        torch.func.grad(captured)(f64(0.3))
-    got = torch.func.grad(lambda s: end_of(logged, s=s))(HPARAMS["loss"]["s"])
+        transform(captured)(f64(0.3))
+    got = transform(lambda s: end_of(logged, s=s))(HPARAMS["loss"]["s"])
     (want,) = central_differences(lambda s: end_of(logged, s=s), HPARAMS["loss"]["s"])
     assert got.item() == pytest.approx(want.item(), rel=1e-6)
 
