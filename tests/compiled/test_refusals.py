@@ -14,7 +14,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 import hyperopt_ftp as hft
 
 from ..support.problems import batches, loss, start
-from .strategies import CHEAP, PAIRS, every_strategy, slope
+from .strategies import CHEAP, CLOSE, PAIRS, every_strategy, slope
 
 F64 = torch.float64
 
@@ -75,6 +75,36 @@ def test_losses_that_cannot_be(name: str, train_loss: Any, error: Any, text: str
         with pytest.raises(error, match=f"(?s){text}"):
             slope(train_loss, batches(3), PAIRS[name][0](compile=CHEAP))
         assert HELD.sum() == 0
+
+
+def without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return 2 * x
+
+
+@every_strategy
+@pytest.mark.parametrize(
+    ("cut", "how"),
+    [
+        (lambda x: x.data, r"data or detach_\(\)"),
+        (lambda x: (2 * x).detach_(), r"data or detach_\(\)"),
+        (without_grad, r"torch.no_grad\(\)"),
+        (Tensor.detach, None),
+    ],
+    ids=["data", "detach_", "no_grad", "detach"],
+)
+@pytest.mark.filterwarnings("ignore:train_loss detaches")
+def test_a_constant_that_a_program_would_differentiate_is_refused(name: str, cut: Any, how: str | None):
+    def train_loss(p: Any, x: Tensor) -> Tensor:
+        return loss(p, x) + (cut(p["b"]) * p["b"]).sum()
+
+    kind, plain = PAIRS[name]
+    if how is None or (name == "unroll" and "no_grad" in how):
+        want = slope(train_loss, batches(3), plain)
+        torch.testing.assert_close(slope(train_loss, batches(3), kind(compile=CHEAP)), want, rtol=CLOSE, atol=0)
+    else:
+        with pytest.raises(RuntimeError, match=f"takes something for constant by {how}"):
+            slope(train_loss, batches(3), kind(compile=CHEAP))
 
 
 @every_strategy

@@ -25,6 +25,7 @@ _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", 
 _DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
 _DETACHES = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, _DATA}
+_IN_PROGRAMS_NONE = {Tensor.detach_, torch.detach_, _DATA}  # torch.compile goes through these (2.13)
 _TO_NUMPY = {Tensor.numpy, Tensor.__array__}
 _LETS_REQUIRE_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore
 
@@ -72,6 +73,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
         self.leaves: list[Tensor] = []
         #: Tensors that it has detached from params, and what it has computed of these, by id.
         self.detached: set[int] = set()
+        #: How it has taken something for constant that a program would differentiate.
+        self.cuts: set[str] = set()
         self._alive: list[Any] = []  # what has gone would leave its number to another storage
         self._arrays: list[tuple[Any, bytes, Tensor]] = []  # of NumPy, in memory that the code inside has not made
 
@@ -107,11 +110,19 @@ class watched_calls(TorchFunctionMode):  # a context manager
         if not self._who.reads_data:
             self._there |= _storages((args, kwargs))
         lets = func in _LETS_REQUIRE_GRAD and not args[0].requires_grad
+        cut = [x for x in args[:1] if func in _DETACHES and x.requires_grad]  # no longer, after detach_()
+        made_of = made_from(cut, self._given)
         result = func(*args, **kwargs)
         if not self._who.reads_data:
             self._there |= _storages(result)
             self._alive.append(result)
-            self._follow(func, args, kwargs, result)
+            if cut and func in _IN_PROGRAMS_NONE:
+                self.cuts.add("data or detach_()")
+            elif not torch.is_grad_enabled() and any(x.requires_grad for x in tree.tensors((args, kwargs))):
+                self.cuts |= {"torch.no_grad()" for x in tree.tensors(result) if x.is_floating_point()}
+            # Without grad mode a node, such as that of a remat, takes its own tensors apart.
+            lost = torch.is_grad_enabled() and any(id(x) in self._others for x in made_of)
+            self._follow(lost, args, kwargs, result)
             if func == _DATA and self._operations is not None:
                 self._operations.protected |= _storages(result)
         if lets:
@@ -122,10 +133,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
             self._arrays.append((result, result.tobytes(), args[0]))
         return result
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        # Without grad mode a node, such as that of a remat, takes its own tensors apart.
-        of = [args[0]] if func in _DETACHES and args[0].requires_grad and torch.is_grad_enabled() else []
-        lost = any(id(x) in self._others for x in made_from(of, self._given))
+    def _follow(self, lost: bool, args: Any, kwargs: Any, result: Any) -> None:
         if lost or (self.detached and any(id(x) in self.detached for x in tree.leaves((args, kwargs)))):
             written = args[:1] if result is None else result  # by item assignment
             self.detached |= {id(x) for x in tree.tensors(written) if x.is_floating_point()}

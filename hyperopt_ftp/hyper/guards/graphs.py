@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -90,6 +90,14 @@ def refuse_own_backwards(loss: Tensor) -> None:
                 "torch.compile would not differentiate, or not even call. Write it in operations of torch (a "
                 "straight-through estimate of f(x) is x + (f(x) - x).detach()), or leave out compile=True"
             )
+
+
+def refuse_cuts(cuts: Iterable[str]) -> None:
+    for how in cuts:
+        raise RuntimeError(
+            f"a step cannot be compiled: train_loss takes something for constant by {how}, which a program would "
+            "differentiate; take detach(), or leave out compile=True"
+        )
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager

@@ -19,7 +19,13 @@ from ..core.replay import Replay
 from ..core.torch_private import has_graph, has_saved_tensor_hooks, refuse_saved_tensor_hooks, under_transform
 from .call_arguments import check_scalar
 from .calls import read_knobs, read_outside, watched_calls
-from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
+from .graphs import (
+    loses_derivative,
+    refuse_cuts,
+    refuse_once_differentiable,
+    refuse_outer_tensors,
+    refuse_own_backwards,
+)
 from .messages import LOSS
 from .operations import watched_operations
 from .verdict import Needs, Verdict
@@ -142,6 +148,7 @@ class GuardedLoss:
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
+                refuse_cuts(calls.cuts if needs.tangents else calls.cuts - {"torch.no_grad()"})
             verdict.bytes_made = max(verdict.bytes_made, operations.bytes_made)
             verdict.refusal = verdict.refusal or operations.written or lost
         self._done = calls.warned or not calls.has_read

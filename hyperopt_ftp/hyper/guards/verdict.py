@@ -26,6 +26,7 @@ class Needs(NamedTuple):
             has no second derivative is then refused everywhere in the loss.
         compiled: whether steps run as programs, so that each call is looked at: what another program does may leave no
             trace in the graph.
+        tangents: whether these programs carry tangents, which ``no_grad`` does not end.
         constant_gradient: whether training gradients count as constants, or values alone are asked for: what the loss
             detaches is no loss then.
         of_captured: whether a derivative is asked for at most of what loss and update capture: these are judged where
@@ -38,6 +39,7 @@ class Needs(NamedTuple):
     closed: bool = True
     differentiates_whole_gradient: bool = False
     compiled: bool = False
+    tangents: bool = False
     constant_gradient: bool = False
     of_captured: bool = False
     inside_function: bool = False

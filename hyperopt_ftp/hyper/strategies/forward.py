@@ -73,7 +73,8 @@ class Forward(Strategy):
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         compile = self.compile and not under_transform() and compilable(self.compile, problem, inputs.params)
-        how, needs = replace(self, compile=compile), {"differentiates_whole_gradient": True, "compiled": bool(compile)}
+        how, programs = replace(self, compile=compile), bool(compile)
+        needs = {"differentiates_whole_gradient": True, "compiled": programs, "tangents": programs}
         method = Method("Forward", how._back, how._train, exact=True, needs=needs, values=how._values)
         return through_node(method, problem, inputs)
 

@@ -190,6 +190,7 @@ DETACHES = {
     "a target": lambda p, x: (hidden(p, x) - torch.tanh(hidden(p, x)).detach()).square().mean(),
     "data": lambda p, x: loss(p, x) * p["b"].data.square().sum(),
     "torch.detach, in an item": item_of_zeros,
+    "detach_": lambda p, x: (hidden(p, x) - torch.tanh(hidden(p, x)).detach_()).square().mean(),
 }
 KEEPS = {
     "a log": lambda p, x: [y := loss(p, x), float(2 * y.detach())][0],
