@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,8 +21,11 @@ Found = TypeVar("Found", list[str], dict[str, Tensor])
 _FACTOR = re.compile(r"(?:\b|_)lora(?:_embedding)?[_.](A|a|down|B|b|up)\b")
 _SECOND = {"A": "B", "a": "b", "down": "up"}
 
-#: Parts of adapters that are no product of two, by the names of peft: DoRA, AdaLoRA, LoHa, LoKr, OFT and the like.
-_OTHER = re.compile(r"(?:^|\.)(?:lora_(?:magnitude_vector|E|mid)\b|(?:hada|lokr|b?oft|vera|vblora|randlora|hra)_)")
+#: Parts of adapters that are no product of two, by the names of peft 0.21: DoRA, AdaLoRA, LoHa, OFT, HiRA and others.
+_OTHER = re.compile(
+    r"(?:^|\.)(?:lora_(?:magnitude_vector|E|mid)\b|(?:hada|lokr|b?oft|p?vera|vblora|randlora|hra|osf_svd|unilora)_"
+    r"|(?:adamss|deft|delora|glora|gralora|hira|lily|peanut|psoft|road)_(?:[A-Z]|lambda|newB|router|theta|alpha)\b)"
+)
 
 MERGE = "mix whole weights instead, as of peft's merge_and_unload()"
 
@@ -38,6 +42,16 @@ def lerped(w: Tensor, w0: Tensor, share: Any) -> Tensor:
 def copied(x: Any) -> Any:
     """A copy, also of a module's extra state that is not a tensor."""
     return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+
+
+def as_state_dict(found: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """With the versions of modules that a state_dict has, by which ``load_state_dict`` reads it."""
+    versions = getattr(weights, "_metadata", None)
+    if versions is None:
+        return found
+    new: Any = OrderedDict(found)
+    new._metadata = versions
+    return new
 
 
 def detached(weights: Weights) -> dict[str, Any]:

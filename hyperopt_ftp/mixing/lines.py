@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
-from .entries import Weights, check_tied, copied, ends, lerped, some
+from .entries import Weights, as_state_dict, check_tied, copied, ends, lerped, some
 
 _SCALE = Domain(0.0, float("inf"), open_high=True)
 
@@ -53,4 +53,5 @@ def lines(
     names = far if isinstance(anchor, Mapping) else weights
     scales = {**dict.fromkeys(far, alpha), **by_depth(list(names), layers, alpha, alpha + beta)}
     check_tied(weights, {name: 1 - scales[name] for name in far}, far)
-    return {name: lerped(w, far[name], 1 - scales[name]) if name in far else copied(w) for name, w in weights.items()}
+    mixed = {name: lerped(w, far[name], 1 - scales[name]) if name in far else copied(w) for name, w in weights.items()}
+    return as_state_dict(mixed, weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..tree import working
-from .entries import MERGE, Weights, check_tied, copied, ends, factors, not_zero
+from .entries import MERGE, Weights, as_state_dict, check_tied, copied, ends, factors, not_zero
 
 
 @explained()
@@ -38,7 +38,8 @@ def model_stock(
 
         Of LoRA's factors the product is averaged, which has K times their rank: the new A has the models' ones below
         each other, the new B theirs side by side, times ``t / K`` (``t`` has the name of B). In peft's config ``r`` and
-        ``lora_alpha`` are then K times as large. Not for peft's ``target_parameters``, factors of several experts.
+        ``lora_alpha`` are then K times as large; with ``use_rslora`` the latter sqrt(K) times. Not for peft's
+        ``target_parameters``, factors of several experts.
 
     Raises:
         TypeError: something that is not a dict, one dict instead of a list.
@@ -90,7 +91,7 @@ def model_stock(
             ratios[name] = _ratio(wide - w0, a)
             new = torch.lerp(w0 if a is None else torch.zeros_like(new), new, ratios[name])
         merged[name] = new.to(w.dtype)
-    return merged, ratios
+    return as_state_dict(merged, first), ratios
 
 
 def _of_all(models: Sequence[Weights], name: str) -> Tensor:

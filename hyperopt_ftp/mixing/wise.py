@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..calls import explained
+from ..calls import did_you_mean, explained
 from ..hparams import DOMAINS, Domain, check_number
 from ..hyper.hypergradient import value_and_grad
 from ..hyper.loops.held_out import fit_numbers, zero_loss
 from ..tree import working
 from ..types import Number, Optimizer
-from .entries import Weights, check_tied, copied, detached, ends, lerped, some, tied
+from .entries import Weights, as_state_dict, check_tied, copied, detached, ends, lerped, some, tied
 
 _SHARE = Domain(0.0, 1.0)
 
@@ -60,7 +60,8 @@ def wise(
     for share in shares.values():
         check_number("strength", share, _SHARE)
     check_tied(weights, shares, far)
-    return {name: lerped(w, far[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
+    mixed = {name: lerped(w, far[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
+    return as_state_dict(mixed, weights)
 
 
 @explained()
@@ -97,7 +98,7 @@ def learned_wise(
         The mixed weights, and the shares by name.
 
     Raises:
-        ValueError: as :func:`wise`; a strength_lr outside its domain; no batches.
+        ValueError: as :func:`wise`; a strength_lr outside its domain; statistics without weights; no batches.
         TypeError: as :func:`wise`; statistics that are one string.
 
     >>> import torch, hyperopt_ftp as hft
@@ -111,7 +112,9 @@ def learned_wise(
     check_number("strength_lr", strength_lr, DOMAINS["lr"])
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
-    statistics = set(statistics)
+    statistics, given = set(statistics), weights
+    for name in statistics - weights.keys():
+        raise ValueError(f"statistics has {name!r}, and weights has no such entry{did_you_mean(name, weights)}")
     weights = detached(weights)
     check_tied(weights, dict.fromkeys(far, 1.0), far)  # both of two are mixed, or none
     same = {name: other for name, other in tied(weights).items() if name in far}
@@ -144,7 +147,7 @@ def learned_wise(
 
     shares = fit_numbers(shares, strength_lr, batches, slopes, keep)
     shares = whole(shares)
-    return {name: copied(w) for name, w in mixed(shares).items()}, shares
+    return as_state_dict({name: copied(w) for name, w in mixed(shares).items()}, given), shares
 
 
 def _mixing(anchor: Mapping[str, Tensor], shares: dict[str, Tensor]) -> Optimizer:

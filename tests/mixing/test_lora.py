@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -180,6 +181,23 @@ WRONG = {
         lambda w: hft.wise(w, "zero", {"low.lora_A.default.weight": 0.5}), r"no weights .* \(LoRA's B has",
     ),
 }  # fmt: skip
+
+
+ADAPTERS = (
+    "hada_w1_a", "lokr_w1", "oft_R.weight", "hra_u", "vera_lambda_b", "pvera_lambda_b", "vblora_logits_A",
+    "randlora_lambda", "unilora_theta_d", "osf_svd_params.S_low", "gralora_A", "delora_lambda", "hira_B", "glora_A.Xd",
+    "lily_router.weight", "adamss_newB", "adamss_A.0", "deft_P", "peanut_A.weight", "psoft_R.weight", "road_theta",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_that_are_no_product_of_two_are_refused_and_modules_called_alike_are_not(name: str):
+    w, w0 = torch.ones(2), torch.zeros(2)
+    with pytest.raises(ValueError, match="of adapters that are not LoRA's product"):
+        hft.wise({f"low.{name}": w}, {f"low.{name}": w0})
+    other = f"low.{name.partition('_')[0]}_head.weight"
+    if not re.match(r"low\.(hada|lokr|oft|hra|p?vera|vblora|randlora|unilora)_", other):  # whose prefix tells
+        assert hft.wise({other: w}, {other: w0})[other].eq(0.5).all()
 
 
 @pytest.mark.parametrize(("call", "said"), WRONG.values(), ids=WRONG)

@@ -334,3 +334,25 @@ def test_the_formula_its_derivative_and_a_sweep_with_the_same_draws(p):
     torch.testing.assert_close(slope, (m["linear"] / (1 - p)).expand(3, 5), rtol=1e-15, atol=0)
     swept = torch.func.vmap(mixed, randomness="same")(torch.tensor([0.2, p], dtype=F64))
     torch.testing.assert_close(swept["linear"][1], found["linear"], rtol=1e-13, atol=1e-13)
+
+
+class Versioned(nn.Linear):
+    _version = 2
+
+    def _load_from_state_dict(self, state: dict, prefix: str, versions: dict, *rest: object) -> None:
+        assert versions.get("version") == 2
+        super()._load_from_state_dict(state, prefix, versions, *rest)
+
+
+def test_modules_find_the_versions_that_they_were_saved_by():
+    net = nn.Sequential(Versioned(2, 2), Versioned(2, 2))
+    w0, w = copy.deepcopy(net.state_dict()), net.state_dict()
+    net[0].weight.data += 1
+    loss = lambda p, x: p["0.weight"].square().sum()  # noqa: E731
+    for mixed in (
+        hft.wise(w, w0),
+        hft.lines(w, w0, ["0", "1"]),
+        hft.model_stock([w, w], w0)[0],
+        hft.learned_wise(w, w0, loss, [0])[0],
+    ):
+        net.load_state_dict(mixed)

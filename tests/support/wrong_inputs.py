@@ -311,6 +311,7 @@ MIXING: list[Row] = [
     (lambda: hft.learned_wise(ONES, ANCHOR, loss, [], strength_lr=-1.0), ValueError, "strength_lr must lie in"),
     (lambda: hft.learned_wise(ONES, ANCHOR, loss, iter([])), ValueError, "batches is empty"),
     (lambda: hft.learned_wise(ONES, ANCHOR, loss, [], statistics="a"), TypeError, "a list of names, got the string"),
+    (lambda: hft.learned_wise(ONES, ANCHOR, loss, [], statistics=["aa"]), ValueError, "no such entry; did you mean"),
     (lambda: hft.lines(ONES, ANCHOR, ["a", "b"], alpha=-0.1), ValueError, "alpha must lie in"),
     (lambda: hft.lines(ONES, ANCHOR, ["a", "b"], beta=math.inf), ValueError, "beta must lie in"),
     (lambda: hft.lines(ONES, {**ONES, "b": torch.ones(3)}, ["a", "b"]), ValueError, "leave out a head"),
