@@ -167,7 +167,7 @@ class OfModule:
         if not self._carries:
             return self._at(self._once(at), modes, batch, own)
         with torch.no_grad():
-            held = at.buffers.clone()
+            held = at.buffers.detach().clone()  # no_grad does not end tangents
         values = {**at.params, **self._apart(held)}
         loss = self._at(values, modes, batch, own)
         traced = torch.compiler.is_compiling()

@@ -118,7 +118,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
             self._alive.append(result)
             if cut and func in _IN_PROGRAMS_NONE:
                 self.cuts.add("data or detach_()")
-            elif not torch.is_grad_enabled() and any(x.requires_grad for x in tree.tensors((args, kwargs))):
+            elif not (cut or torch.is_grad_enabled()) and any(x.requires_grad for x in tree.tensors((args, kwargs))):
                 self.cuts |= {"torch.no_grad()" for x in tree.tensors(result) if x.is_floating_point()}
             # Without grad mode a node, such as that of a remat, takes its own tensors apart.
             lost = torch.is_grad_enabled() and any(id(x) in self._others for x in made_of)
