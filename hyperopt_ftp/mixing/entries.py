@@ -84,6 +84,8 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
             raise ValueError(f"{name!r} is complex, give torch.view_as_real of it, and view_as_complex of the mixture")
         if w.is_floating_point() and w0.is_floating_point():
             found.append(name)
+        else:
+            check_same(name, w, w0)
     if found and not torch.compiler.is_compiling() and all(_same_memory(weights[name], anchor[name]) for name in found):
         raise ValueError(
             f"weights and anchor are the same tensors ({found[0]!r} and all others), so nothing would be mixed: "
@@ -91,6 +93,15 @@ def shared(weights: Weights, anchor: Weights) -> list[str]:
             "copy.deepcopy(model.state_dict())"
         )
     return found
+
+
+def check_same(name: str, w: Tensor, other: Tensor) -> None:
+    """``ValueError`` where integers differ, as quantised weights do; a single one may be a count."""
+    if w.numel() > 1 and not torch.compiler.is_compiling() and _differ(w, other.to(w.device)):
+        raise ValueError(
+            f"{name!r} is {w.dtype} and has other values here and there ({other.dtype}), so it would stay while others "
+            "are mixed: dequantize weights, or leave it out"
+        )
 
 
 def tied(weights: Weights) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..tree import working
-from .entries import MERGE, Weights, as_state_dict, check_tied, copied, ends, factors, not_zero
+from .entries import MERGE, Weights, as_state_dict, check_same, check_tied, copied, ends, factors, not_zero
 
 
 @explained()
@@ -68,6 +68,9 @@ def model_stock(
         wrong = [n for n, w in first.items() if isinstance(w, Tensor) and _shape(weights[n]) != w.shape]
         if wrong:
             raise ValueError(f"models must have the same shapes, but {wrong[:5]} differ")
+        for name, w in first.items():
+            if isinstance(w, Tensor) and not w.is_floating_point():
+                check_same(name, w, weights[name])
     names, pairs = set.intersection(*map(set, far)), factors(first, first)
     check_tied(first, dict.fromkeys(names, 1.0), far[0])
     scales = [n for n in first if n.endswith(".alpha") and any(a.startswith(f"{n[:-5]}lora_") for a in pairs)]
@@ -106,13 +109,19 @@ def _ratio(ways: Tensor, firsts: Tensor | None) -> Tensor:
     """``t`` of the ways from the anchor, or of their products with LoRA's first factors."""
     k = len(ways)
     if firsts is None:
-        rows = ways.reshape(k, ways[0].numel())
+        rows = _of_one_size(ways.reshape(k, ways[0].numel()))
         inner = rows @ rows.T
     else:
-        b, a = ways.flatten(2), firsts.flatten(2)
+        b, a = _of_one_size(ways.flatten(2)), _of_one_size(firsts.flatten(2))
         inner = torch.einsum("iop,joq,ipn,jqn->ij", b, b, a, a)
     size = inner.diagonal().sqrt()
     # A model that did not move has no direction: its cosine with others is 0.
     cos = torch.nan_to_num(inner / torch.outer(size, size), 0.0).fill_diagonal_(0).sum() / (k * (k - 1))
     cos = cos.clamp(0, 1)
     return k * cos / ((k - 1) * cos + 1)
+
+
+def _of_one_size(ways: Tensor) -> Tensor:
+    """With 1 as the largest entry of each model, so that no square of a small or large one is lost."""
+    most = torch.stack([x.abs().max() if x.numel() else x.new_ones(()) for x in ways])
+    return ways / most.where(most > 0, 1.0).view(-1, *[1] * (ways.ndim - 1))

@@ -42,9 +42,10 @@ def wise(
     Raises:
         TypeError: something that is not a dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor without floating-point
-            tensors, or with an entry that is not in ``weights``, has another shape, or is complex and not the same;
-            tied weights with two strengths or two anchors; LoRA's factors with an anchor whose product is not 0; parts
-            of adapters that are no product of two (DoRA, LoHa).
+            tensors, or with an entry that is not in ``weights``, has another shape, or is not the same where it
+            is complex or of integers (quantised weights; one number may count); tied weights with two strengths or two
+            anchors; LoRA's factors with an anchor whose product is not 0; parts of adapters that are no product of two
+            (DoRA, LoHa).
 
     >>> import torch, hyperopt_ftp as hft
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)

@@ -247,6 +247,19 @@ def test_complex_entries_are_mixed_as_pairs_of_real_ones_and_not_left_out(mix):
     assert not torch.equal(real["w"], torch.view_as_real(w["w"]))
 
 
+@pytest.mark.parametrize("far", [torch.tensor([5, 2], dtype=torch.int8), torch.ones(2)], ids=["int8", "float"])
+@pytest.mark.parametrize("mix", [hft.wise, hft.mixout, lambda w, w0: hft.model_stock([w, w], w0)[0]])
+def test_quantised_entries_do_not_stay_while_their_scales_are_mixed(mix, far):
+    w = {"w": torch.tensor([1, 2], dtype=torch.int8), "scale": torch.ones(1)}
+    with pytest.raises(
+        ValueError, match=r"'w' is torch.int8 and has other values here and there .* dequantize weights"
+    ):
+        mix(w, {"w": far, "scale": torch.zeros(1)})
+    assert torch.equal(mix(w, {"w": w["w"].clone(), "scale": torch.zeros(1)})["w"], w["w"])
+    with pytest.raises(ValueError, match=r"'w' is torch.int8 and has other values"):
+        hft.model_stock([w, {**w, "w": far.to(torch.int8) + 3}], {"scale": torch.zeros(1)})
+
+
 # -- Model Stock ------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +287,17 @@ def test_equal_models_are_their_own_merge_and_opposite_ones_the_anchor():
         merged, t = hft.model_stock([{"w": w0 + step}, {"w": w0 + other}], {"w": w0})
         assert t["w"] == 0
         assert torch.equal(merged["w"], w0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_ratio_of_float32_is_that_of_directions_alone(size):
+    """The square of such a size is 0 or infinite."""
+    ways = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    (_, want), (_, t) = (hft.model_stock([{"w": s * w} for w in ways], {"w": torch.zeros(2)}) for s in (1.0, size))
+    torch.testing.assert_close(t["w"], want["w"], rtol=1e-6, atol=0)
+    half = math.sqrt(size)
+    low = [{"lora_A": half * w.reshape(1, 2), "lora_B": half * torch.ones(3, 1)} for w in ways]
+    torch.testing.assert_close(hft.model_stock(low, "zero")[1]["lora_B"], want["w"], rtol=1e-6, atol=0)
 
 
 def test_the_rest_of_a_state_dict():
