@@ -8,8 +8,8 @@ import pytest
 
 import hyperopt_ftp as hft
 from benchmarks.nets import NETS
-from hyperopt_ftp.hyper.unrolling.budget import Sizes, peak_of
-from hyperopt_ftp.hyper.unrolling.plans import Plan, points_of_every, with_graphs
+from hyperopt_ftp.hyper.unrolling.budget import Sizes, affordable, peak_of
+from hyperopt_ftp.hyper.unrolling.plans import Plan, points_of_every, points_of_tree, with_graphs
 
 
 def test_as_much_memory_as_the_error_says_is_enough():
@@ -44,3 +44,18 @@ def test_a_peak_is_a_count_of_what_is_held(plan: Plan, made: int, peak: int):
         back=50, adjoints=5, batch=2,
     )  # fmt: skip
     assert peak_of(sizes, plan) == 30_000 + peak
+
+
+def test_the_first_plan_that_fits_is_taken():
+    """More graphs before fewer, then shorter strides before longer ones, to the root of the steps, then a tree."""
+    sizes = Sizes(
+        steps=99, hvps=99, fixed=0, first=0, point=10, beside=10, link=10, first_state=0, graph=20, made=0,
+        back=0, adjoints=0, batch=0,
+    )  # fmt: skip
+    plans = [with_graphs(99, n) for n in range(99, -1, -1)] + [points_of_every(n) for n in range(2, 11)]
+    for plan in (*plans, points_of_tree(links=False)):
+        memory = peak_of(sizes, plan)
+        first = next(p for p in [*plans, plan] if peak_of(sizes, p) <= memory)
+        found, peak = affordable(memory, sizes, links=False)
+        assert (found.words, peak) == (first.words, peak_of(sizes, first))
+    assert found.words == "the points of a tree"
