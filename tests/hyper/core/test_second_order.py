@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 import hyperopt_ftp as hft
 from tests.support.descent import DATA, W, line, one
@@ -62,3 +63,24 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
     given = (hft.sgd(), line, lambda p: by_formula(p, DATA[0]), W, DATA, "lr")
     torch.func.grad(lambda lr: hft.hypergradient(*given, hparams={"lr": lr})[0])(LR)
     assert_as_before()
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+def test_attention_has_second_derivatives_also_under_transforms(strategy):
+    """Its fast kernels have none; the loop by hand takes the formula."""
+    w, x = {"q": torch.randn(3, 3, dtype=LR.dtype)}, torch.randn(1, 1, 4, 3, dtype=LR.dtype)
+
+    def attention(p, x):
+        return scaled_dot_product_attention(x @ p["q"], x, x).square().sum()
+
+    def trained(lr):
+        return hft.train(hft.sgd(), attention, w, [x] * 3, hparams={"lr": lr}, strategy=strategy).params["q"].sum()
+
+    lr = LR.clone().requires_grad_()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        p = w["q"].clone().requires_grad_()
+        for _ in range(3):
+            p = p - lr * torch.autograd.grad(attention({"q": p}, x), p, create_graph=True)[0]
+        (want,) = torch.autograd.grad(p.sum(), lr)
+    torch.testing.assert_close(torch.autograd.grad(trained(lr), lr)[0], want, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.func.grad(trained)(LR), want, rtol=1e-12, atol=0)
