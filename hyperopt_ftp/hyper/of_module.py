@@ -19,6 +19,7 @@ from ..calls import did_you_mean, explained, few, shown, warn_caller
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
 from .core.inputs import BufferedState, TrainOutputs
+from .core.memory import storage_of
 from .core.replay import in_modes, modes_of
 from .core.torch_private import (
     by_place,
@@ -69,13 +70,14 @@ def of_module(
         method: ``method(net, batch)``, or ``method(net, batch, own)`` with the loss's hparams, such as
             ``lambda m, batch: m.elbo(batch)``. ``None``: ``net(batch)``.
         buffers: first values by name; ``None``, and names that are absent: those that the module has when training
-            begins. All that are in its ``state_dict()`` are carried.
+            begins. All that are in its ``state_dict()`` are carried, except complex ones, which are constants.
 
     Raises:
         TypeError: no module or method; when called, params that are no dict.
         RuntimeError: when called, a module that checkpoints its activations: take :func:`remat_layers`.
-        ValueError: buffers that the module lacks; when called, names that it lacks; when trained, buffers
-            among the params, or of another module in the state; a buffer that a step gives a graph or another shape;
+        ValueError: buffers that the module lacks, or that are in the memory of a param; when called, names that it
+            lacks, or a complex buffer that the loss changes; when trained, buffers among the params, or of another
+            module in the state; a buffer that a step gives a graph or another shape;
             sharded params; a ``data_parallel(reduction="sum")`` loss.
 
     Warns:
@@ -107,6 +109,14 @@ class OfModule:
         saved, self._tensors = net.state_dict(), _tensors_of(net)
         #: Buffers that a checkpoint has, which go from step to step.
         self.carried: dict[str, Tensor] = {n: x for n, x in net.named_buffers() if n in saved and not x.is_complex()}
+        self._constant = [n for n, x in net.named_buffers() if n in saved and x.is_complex()]
+        at = {_place_of(p): n for n, p in net.named_parameters()}
+        for name, x in net.named_buffers():
+            if x.numel() and (other := at.get(_place_of(x))):
+                raise ValueError(
+                    f"the buffer {name!r} is in the memory of the parameter {other!r}, and training would take them "
+                    "apart: make it a copy, or a property that reads the parameter"
+                )
         first: dict[int, str] = {}  # of the names of a tied weight
         self._first = {name: first.setdefault(id(x), name) for name, x in self._tensors.items()}
         self._carries: bool = bool(self.carried) or any(name != other for name, other in self._first.items())
@@ -189,6 +199,8 @@ class OfModule:
         net, method = self.net, self.method
         free = torch.compiler.is_compiling() or has_saved_tensor_hooks()  # of the caller's
         there = by_place(net, values)
+        constant = [] if torch.compiler.is_compiling() else [(n, net.get_buffer(n)) for n in self._constant]
+        before = [(n, x, None if x.is_inference() else x._version) for n, x in constant]
         try:
             with (
                 in_modes(modes),
@@ -198,6 +210,14 @@ class OfModule:
                 return method(net, batch, *own) if method else net(batch, *own)
         finally:
             values.update({n: there[n] for n in values if n in there})  # a module may put in another tensor, too
+            for name, x, version in before:
+                if net.get_buffer(name) is not x or (version is not None and x._version != version):
+                    owner, _, last = name.rpartition(".")
+                    setattr(net.get_submodule(owner), last, x)
+                    raise ValueError(
+                        f"the loss changes the buffer {name!r}, which is complex, and such do not go from step to "
+                        "step: hold torch.view_as_real of it in the buffer"
+                    )
 
     def _once(self, params: Any) -> dict[str, Tensor]:
         """Params by name, of a tied weight the first."""
@@ -216,6 +236,10 @@ class OfModule:
         vector = torch.where(vector.abs() == torch.finfo(_WIDE).max, 2 * vector, vector)  # infinite again
         like, parts = [*self.carried.values()], vector.split([_numbers(x).numel() for x in self.carried.values()])
         return {name: _buffer(part, x) for name, part, x in zip(self.carried, parts, like, strict=True)}
+
+
+def _place_of(x: Tensor) -> tuple[int, Any]:
+    return storage_of(x), x.storage_offset() if x.layout is torch.strided else 0
 
 
 def _numbers(x: Tensor) -> Tensor:

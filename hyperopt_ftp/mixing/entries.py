@@ -34,7 +34,7 @@ def lerped(w: Tensor, w0: Tensor, share: Any) -> Tensor:
     """``(1 - share) w + share w0``, both ends exact; equal infinite entries stay."""
     wide, far = working(w), w0.to(working(w))
     share = share if isinstance(share, Tensor) else torch.tensor(share, dtype=torch.float64, device="cpu")
-    same = wide == far
+    same = (wide == far) & wide.isinf()  # whose difference is NaN
     mixed = torch.lerp(torch.where(same, 0.0, wide), torch.where(same, 0.0, far), share.to(wide))
     return torch.where(same, wide, mixed).to(w.dtype)
 

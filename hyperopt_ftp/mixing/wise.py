@@ -130,7 +130,9 @@ def learned_wise(
         return found | {name: found[other] for name, other in same.items() if other in found}
 
     def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: lerped(w, far[name], shares[name]) if name in shares else w for name, w in weights.items()}
+        found = {name: lerped(weights[name], far[name], share) for name, share in shares.items()}
+        # A module counts batches in place.
+        return {name: found[name] if name in found else w if name in own else copied(w) for name, w in weights.items()}
 
     def slopes(shares: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], None]:
         if not own:
@@ -148,7 +150,7 @@ def learned_wise(
 
     shares = fit_numbers(shares, strength_lr, batches, slopes, keep)
     shares = whole(shares)
-    return as_state_dict({name: copied(w) for name, w in mixed(shares).items()}, given), shares
+    return as_state_dict(mixed(shares), given), shares
 
 
 def _mixing(anchor: Mapping[str, Tensor], shares: dict[str, Tensor]) -> Optimizer:

@@ -607,3 +607,40 @@ def test_buffers_among_params_or_of_another_module_are_refused():
     other = run.state._replace(buffers={"e": torch.zeros(1)})
     with pytest.raises(ValueError, match="state has the buffers of another module: only one of them has"):
         hft.train(OPT, loss, params, data(), state=other)
+
+
+class Phases(nn.Module):
+    """A complex buffer, which a forward pass may change."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        self.weight, self.change = nn.Parameter(torch.ones(2, dtype=F64)), change
+        self.register_buffer("phase", torch.ones(2, dtype=torch.complex128))
+
+    def forward(self, x):
+        if self.change == "rebinds":
+            self.phase = 0.9 * self.phase
+        elif self.change == "writes":
+            self.phase.mul_(0.9)
+        return ((x * self.weight * self.phase.real).sum() - 1) ** 2
+
+
+@pytest.mark.parametrize("change", ["no", "rebinds", "writes"])
+def test_a_complex_buffer_is_a_constant(change):
+    net = Phases(change)
+    was = net.phase
+    given = hft.sgd(lr=0.1), hft.of_module(net), dict(net.named_parameters()), [torch.ones(2, dtype=F64)] * 3
+    if change == "no":
+        first, *_, last = hft.train(*given).losses
+        assert last < first
+        return
+    with pytest.raises(ValueError, match=r"changes the buffer 'phase', which is complex, .*hold torch.view_as_real"):
+        hft.train(*given)
+    assert net.phase is was
+
+
+def test_a_buffer_in_the_memory_of_a_param_is_refused():
+    net = nn.Linear(2, 1)
+    net.register_buffer("again", net.weight.detach())
+    with pytest.raises(ValueError, match="'again' is in the memory of the parameter 'weight', and training would take"):
+        hft.of_module(net)

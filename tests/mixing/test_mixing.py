@@ -260,6 +260,28 @@ def test_quantised_entries_do_not_stay_while_their_scales_are_mixed(mix, far):
         hft.model_stock([w, {**w, "w": far.to(torch.int8) + 3}], {"scale": torch.zeros(1)})
 
 
+def test_entries_that_are_as_in_the_anchor_have_derivatives_too():
+    """As where training begins at the anchor, or never touches a row of an embedding."""
+    w, w0 = (torch.tensor([1.0, x], dtype=F64, requires_grad=True) for x in (2.5, 2.0))
+    slopes = torch.autograd.grad(hft.wise({"w": w}, {"w": w0}, 0.25)["w"].sum(), (w, w0))
+    assert [x.tolist() for x in slopes] == [[0.75, 0.75], [0.25, 0.25]]
+
+
+def test_a_module_in_train_mode_leaves_the_weights_that_were_given():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
+    w = copy.deepcopy(net.state_dict())
+    w0 = {"0.weight": w["0.weight"] + 1}
+    before = copy.deepcopy(w)
+
+    def loss(p, x):
+        return torch.func.functional_call(net, p, (x,)).square().sum()
+
+    mixed, _ = hft.learned_wise(w, w0, loss, [torch.randn(4, 2, dtype=F64)] * 3)
+    for name, x in before.items():
+        assert torch.equal(w[name], x), name
+        assert name in w0 or torch.equal(mixed[name], x), name
+
+
 # -- Model Stock ------------------------------------------------------------------------------------------------------
 
 
