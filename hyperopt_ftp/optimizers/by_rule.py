@@ -121,8 +121,10 @@ def by_rule(
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
     counted, names, absent = "step" in fields, frozenset(keeps), dict.fromkeys(fields, ())
+    order = [*hparams]
 
     def flat(h: dict[str, Any]) -> list[Any]:
+        h = h if [*h] == order else complete(h, default)  # somebody's strategy may give them anew
         for name, value in h.items():
             if counts[name]:
                 check_parts(name, value, domains[name])

@@ -225,6 +225,8 @@ class PlainLoop:
         return any(map(_REQUIRES_GRAD, self._at))
 
     def end(self) -> TrainOutputs:
+        if not self.losses:
+            raise ValueError("a strategy asks for a training without steps: inputs.batches must have one or more")
         losses = torch.stack(self.losses) if self.k > 1 else self.losses[0].reshape(1)
         return TrainOutputs(*self._carry.end(self._at, self._state), losses)
 

@@ -132,3 +132,46 @@ def test_the_order_of_a_pullbacks_arguments():
 
     with pytest.raises(TypeError, match="the first a function"):
         trained(LR, Swapped())
+
+
+class Given(Strategy):
+    """The plain loop, by whatever inputs are made of those of the training."""
+
+    def __init__(self, change: Any, by_steps: bool = False) -> None:
+        self.change, self.by_steps = change, by_steps
+
+    def __call__(self, problem, inputs):
+        inputs = inputs._replace(**self.change(inputs))
+        if not self.by_steps:
+            return problem.loop(inputs)
+        params, state, losses = inputs.params, problem.begun(inputs).state, []
+        for batch in inputs.batches:
+            params, state, loss = problem.step(params, state, batch, inputs.hparams)
+            losses.append(loss)
+        return TrainOutputs(params, state, torch.stack(losses))
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+@pytest.mark.parametrize("opt", [hft.sgd(lr=0.1, momentum=0.5), hft.adam(lr=0.1)], ids=["sgd", "adam"])
+def test_hparams_are_known_by_their_names(opt, by_steps):
+    def through(strategy: Strategy) -> Tensor:
+        return hft.hypergradient(opt, line, lambda p: p.square().sum(), W, [0 * W] * 4, "lr", strategy=strategy)[1][
+            "lr"
+        ]
+
+    def turned(inputs):
+        return {"hparams": dict(reversed(inputs.hparams.items()))}
+
+    def partly(inputs):
+        return {"hparams": {"lr": inputs.hparams["lr"]}}
+
+    want = through(hft.Unroll())
+    for change in (turned, partly):
+        torch.testing.assert_close(through(Given(change, by_steps)), want, rtol=1e-14, atol=0)
+    with pytest.raises(ValueError, match=r"hparams must be a dict with names among .* did you mean 'lr'"):
+        through(Given(lambda inputs: {"hparams": {**inputs.hparams, "lrr": inputs.hparams["lr"]}}, by_steps))
+
+
+def test_a_strategy_trains_for_a_step_at_least():
+    with pytest.raises(ValueError, match="a strategy asks for a training without steps"):
+        trained(LR, Given(lambda inputs: {"batches": []}))
