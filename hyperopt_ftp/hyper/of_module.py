@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.stateless import _reparametrize_module
 
 from .. import tree
@@ -112,7 +113,7 @@ class OfModule:
         self._constant = [n for n, x in net.named_buffers() if n in saved and x.is_complex()]
         at = {_place_of(p): n for n, p in net.named_parameters()}
         for name, x in net.named_buffers():
-            if x.numel() and (other := at.get(_place_of(x))):
+            if (other := at.get(_place_of(x))) and x.numel():
                 raise ValueError(
                     f"the buffer {name!r} is in the memory of the parameter {other!r}, and training would take them "
                     "apart: make it a copy, or a property that reads the parameter"
@@ -198,26 +199,27 @@ class OfModule:
         """The loss with such params and buffers, which it changes."""
         net, method = self.net, self.method
         free = torch.compiler.is_compiling() or has_saved_tensor_hooks()  # of the caller's
-        there = by_place(net, values)
-        constant = [] if torch.compiler.is_compiling() else [(n, net.get_buffer(n)) for n in self._constant]
-        before = [(n, x, None if x.is_inference() else x._version) for n, x in constant]
+        # Complex ones are constants, of which the loss gets copies. No program can have any (torch 2.13).
+        with torch.inference_mode(False) if self._constant else nullcontext():  # where writes are counted
+            held = {n: net.get_buffer(n).clone() for n in self._constant}
+        before = {n: x._version for n, x in held.items()}
+        there = by_place(net, {**values, **held})
         try:
             with (
                 in_modes(modes),
                 nullcontext() if free else disable_saved_tensors_hooks(_CHECKPOINTS),
                 _reparametrize_module(net, there),
             ):
-                return method(net, batch, *own) if method else net(batch, *own)
+                loss = method(net, batch, *own) if method else net(batch, *own)
         finally:
             values.update({n: there[n] for n in values if n in there})  # a module may put in another tensor, too
-            for name, x, version in before:
-                if net.get_buffer(name) is not x or (version is not None and x._version != version):
-                    owner, _, last = name.rpartition(".")
-                    setattr(net.get_submodule(owner), last, x)
-                    raise ValueError(
-                        f"the loss changes the buffer {name!r}, which is complex, and such do not go from step to "
-                        "step: hold torch.view_as_real of it in the buffer"
-                    )
+        for name, x in held.items():
+            if there[name] is not x or x._version != before[name]:
+                raise ValueError(
+                    f"the loss changes the buffer {name!r}, which is complex, and such do not go from step to step: "
+                    "hold torch.view_as_real of it in the buffer"
+                )
+        return loss
 
     def _once(self, params: Any) -> dict[str, Tensor]:
         """Params by name, of a tied weight the first."""
@@ -239,7 +241,9 @@ class OfModule:
 
 
 def _place_of(x: Tensor) -> tuple[int, Any]:
-    return storage_of(x), x.storage_offset() if x.layout is torch.strided else 0
+    if is_lazy(x) or x.layout is not torch.strided:
+        return id(x), 0
+    return storage_of(x), x.storage_offset()
 
 
 def _numbers(x: Tensor) -> Tensor:

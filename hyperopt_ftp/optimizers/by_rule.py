@@ -121,10 +121,9 @@ def by_rule(
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
     counted, names, absent = "step" in fields, frozenset(keeps), dict.fromkeys(fields, ())
-    order = [*hparams]
 
     def flat(h: dict[str, Any]) -> list[Any]:
-        h = h if [*h] == order else complete(h, default)  # somebody's strategy may give them anew
+        h = complete(h, default)  # in this order, also of a strategy that gives them anew
         for name, value in h.items():
             if counts[name]:
                 check_parts(name, value, domains[name])
@@ -147,9 +146,8 @@ def by_rule(
 
     def init(params: Any, hparams: Any = None) -> StateT:
         check_params(params)
-        h = complete(hparams, default)
-        leaves, rebuild = tree.flatten(params)
-        columns = [for_each(x, params) for x in flat(h)] if first else []
+        leaves, rebuild, numbers = *tree.flatten(params), flat(hparams)
+        columns = [for_each(x, params) for x in numbers] if first else []
 
         def beginning(i: int, w: Tensor) -> Entries:
             own = first(w, by_name([column[i] for column in columns])) if first else {}
@@ -161,7 +159,7 @@ def by_rule(
     def update(grads: Any, state: StateT, params: Any, hparams: Any = None) -> tuple[Any, StateT]:
         check_state(kind, state)
         step = advanced(state.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
-        numbers = [*flat(complete(hparams, default)), *([step] if counted else [])]
+        numbers = [*flat(hparams), *([step] if counted else [])]
         shared = read(numbers) if all(map(is_scalar, numbers)) else None
 
         def of_one(w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:

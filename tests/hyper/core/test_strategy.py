@@ -155,9 +155,8 @@ class Given(Strategy):
 @pytest.mark.parametrize("opt", [hft.sgd(lr=0.1, momentum=0.5), hft.adam(lr=0.1)], ids=["sgd", "adam"])
 def test_hparams_are_known_by_their_names(opt, by_steps):
     def through(strategy: Strategy) -> Tensor:
-        return hft.hypergradient(opt, line, lambda p: p.square().sum(), W, [0 * W] * 4, "lr", strategy=strategy)[1][
-            "lr"
-        ]
+        given = opt, line, lambda p: p.square().sum(), W, [0 * W] * 4, "lr"
+        return hft.hypergradient(*given, strategy=strategy)[1]["lr"]
 
     def turned(inputs):
         return {"hparams": dict(reversed(inputs.hparams.items()))}
