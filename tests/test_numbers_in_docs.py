@@ -373,7 +373,6 @@ def test_numbers_of_readme_that_other_pages_have_too():
         f"lr={rate}": ("README.md", "docs/index.md", quick, "docs/choosing.md", "docs/gotchas.md"),
         f"at {rate}": ("README.md", quick, "docs/choosing.md", when),
         f"FTPAdamW has {rate}": (results, when),
-        f"{three[0]}, {three[1]} and {three[2]}": ("README.md",),
         f"best of three rates ({', '.join(three)})": (results,),
         steps_of: ("README.md", when),
         "ive splits": ("README.md", results, when),

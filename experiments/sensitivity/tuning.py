@@ -136,7 +136,7 @@ def draw(file: Path, found: dict) -> None:
     rows = {}
     for kind in reversed(KINDS):
         for count in COUNTS:
-            pairs = of_kind(by_study(found["tuned"]["3"][str(count)]), kind)
+            pairs = of_kind(by_study(found["tuned"]["7"][str(count)]), kind)
             rows[f"{kind}, {count} labels"] = dict(
                 zip(("ID", "OOD"), (interval(list(column)) for column in zip(*pairs, strict=True)), strict=True)
             )
@@ -371,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"Both at the rate that is best on other tasks: {ADAMW_LR:g} in all. ID / OOD, with the 95 % interval of "
             "the mean by Student's t over the studies; a source has too few of them for one.",
             "\n".join(markdown(*every)),
-            "![FTP minus AdamW at the best of three rates, by the labels that choose it; 95 % intervals](gain.png)",
+            "![FTP minus AdamW at the best of seven rates, by the labels that choose it; 95 % intervals](gain.png)",
             "Study by study, with 95 % intervals over the five splits, which share examples (Nadeau and Bengio 2003):",
             "\n".join(markdown(*each)),
             "## One rate for all",

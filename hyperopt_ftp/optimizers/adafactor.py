@@ -117,9 +117,8 @@ def adafactor(
         clip = at_least(_rms(u) / h["d"], 1.0)
         return minus(shrunk(w, lr, h["weight_decay"]), size / clip, u), new
 
-    keeps = ("row_var", "col_var", "variance")
     return by_rule(
-        rule, AdafactorState, default, keeps, first=first, domains=domains, maximize=maximize, whole=True, plain=True
+        rule, AdafactorState, default, first=first, domains=domains, maximize=maximize, whole=True, plain=True
     )
 
 

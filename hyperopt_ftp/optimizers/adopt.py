@@ -91,6 +91,5 @@ def adopt(
         new = {"exp_avg": where(begun, m, s["exp_avg"]), "exp_avg_sq": where(begun, v, square)}
         return where(begun, moved, w), new
 
-    keeps = ("exp_avg", "exp_avg_sq")
     domains = {name: _DOMAINS[name] for name in default}
-    return by_rule(rule, AdoptState, default, keeps, domains=domains, maximize=maximize, plain=True)
+    return by_rule(rule, AdoptState, default, domains=domains, maximize=maximize, plain=True)

@@ -74,8 +74,8 @@ def by_rule(
     rule: Rule,
     kind: type[StateT],
     hparams: dict[str, Any],
-    keeps: Sequence[str] = (),
     *,
+    keeps: Sequence[str] | None = None,
     first: Callable[[Tensor, Numbers], Entries] | None = None,
     domains: Mapping[str, Domain] | None = None,
     maximize: bool = False,
@@ -88,10 +88,10 @@ def by_rule(
     Args:
         rule: ``rule(w, g, s, h, t) -> (w, s)``, pure: weights, gradient, state and hparams by name, number of this
             update. It acts entry by entry, unless ``whole``.
-        kind: class of the state, a NamedTuple: the trees of ``keeps``, ``step`` if updates are counted, ``()`` for
-            other fields.
+        kind: class of the state, a NamedTuple: the trees of ``keeps``, ``step`` if updates are counted.
         hparams: the defaults by name, from :func:`~hyperopt_ftp.optimizers.to_tensors`.
-        keeps: names of the rule's state, in working precision.
+        keeps: names of the rule's state, in working precision; ``None``: all fields of ``kind`` but ``step``. Fields
+            that are left out are ``()``.
         first: ``first(w, h)``: first values by name, where they are not zeros in the shape of w. A tensor that lacks an
             entry has an empty one.
         domains: of the hparams; ``None``: those in ``DOMAINS``.
@@ -113,7 +113,8 @@ def by_rule(
     """
     check_flag("maximize", maximize)
     fields = getattr(kind, "_fields", ())
-    if not set(keeps) <= set(fields):
+    keeps = [name for name in fields if name != "step"] if keeps is None else keeps
+    if not hasattr(kind, "_fields") or not set(keeps) <= set(fields):
         raise TypeError(
             f"kind must be a class of NamedTuple with the fields {list(keeps)} (what keeps names), and step if updates "
             f"are counted; got {getattr(kind, '__name__', shown(kind))} with {list(fields)}"
@@ -192,4 +193,4 @@ def _refused(moved: Any, keeps: Sequence[str]) -> NoReturn:
         return f"a dict of {sorted(map(str, x))}" if isinstance(x, dict) else type(x).__name__
 
     got = f"({', '.join(map(form, moved))})" if isinstance(moved, tuple) else form(moved)
-    raise TypeError(f"rule must return (w, s), s a dict of {sorted(keeps)} (what keeps names), got {got}")
+    raise TypeError(f"rule must return (w, s), s a dict of {sorted(keeps)} (the fields of the state), got {got}")

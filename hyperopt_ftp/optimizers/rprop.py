@@ -90,6 +90,4 @@ def rprop(
         g = torch.where(same < 0, 0.0, g)
         return minus(w, size, g.sign()), {"prev": g, "step_size": size}
 
-    return by_rule(
-        rule, RpropState, default, ("prev", "step_size"), first=first, domains=_DOMAINS, maximize=maximize, plain=True
-    )
+    return by_rule(rule, RpropState, default, first=first, domains=_DOMAINS, maximize=maximize, plain=True)

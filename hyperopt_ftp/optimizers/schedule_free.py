@@ -99,8 +99,7 @@ def schedule_free_sgd(
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         return _moved(plus(g, h["weight_decay"], w), h["momentum"], s, h, t, warmup_steps)
 
-    keeps = ("z", "average", "weight_sum")
-    opt = by_rule(rule, ScheduleFreeSGDState, default, keeps, first=_first, domains=_SGD, maximize=maximize, plain=True)
+    opt = by_rule(rule, ScheduleFreeSGDState, default, first=_first, domains=_SGD, maximize=maximize, plain=True)
     return opt._replace(weights_in_state=True)
 
 
@@ -150,10 +149,7 @@ def schedule_free_adamw(
         w, new = _moved(u, b1, s, h, t, warmup_steps)
         return w, {**new, "exp_avg_sq": v}
 
-    keeps = ("z", "average", "weight_sum", "exp_avg_sq")
-    opt = by_rule(
-        rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize, plain=True
-    )
+    opt = by_rule(rule, ScheduleFreeAdamWState, default, first=_first, domains=_ADAMW, maximize=maximize, plain=True)
     return opt._replace(weights_in_state=True)
 
 
