@@ -41,29 +41,6 @@ class Central(Strategy):
         return TrainInputs({**nothing, "lr": (reached(lr + e) - reached(lr - e)) / (2 * e)}, None, None, None)
 
 
-def test_losses_that_a_strategy_takes_from_its_steps_keep_no_freed_graph():
-    have_graphs: list[bool] = []
-
-    class Own(Strategy):
-        def __call__(self, problem, inputs):
-            params, state, losses = inputs.params, problem.begun(inputs).state, []
-            for batch in inputs.batches:
-                params, state, loss = problem.step(params, state, batch, inputs.hparams)
-                losses.append(loss)
-                have_graphs.append(loss.requires_grad)
-            return TrainOutputs(params, state, torch.stack(losses))
-
-    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    w, x = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    run = hft.train(hft.sgd(lr=lr), lambda p, b: ((p - b) ** 2).sum() / 2, w, [x] * 3, strategy=Own())
-    (run.params.sum() + run.losses.sum()).backward()
-    a = 1 - 0.1  # w_k = a^k, the losses a^2k: 2 (-3 a^2) + (-2 a - 4 a^3), where they have a graph
-    assert lr.grad.item() == pytest.approx(-6 * a**2 - 2 * a - 4 * a**3, rel=1e-12)
-    with torch.no_grad():
-        hft.train(hft.sgd(lr=lr), lambda p, b: ((p - b) ** 2).sum() / 2, w, [x], strategy=Own())
-    assert have_graphs == [False, True, True, False]  # the first loss is one of the first params alone
-
-
 def test_a_pullback_of_ones_own_draws_the_numbers_of_the_training():
     def dropped(p, x):
         return ((F.dropout(p, 0.4) - x) ** 2).sum()
@@ -132,45 +109,3 @@ def test_the_order_of_a_pullbacks_arguments():
 
     with pytest.raises(TypeError, match="the first a function"):
         trained(LR, Swapped())
-
-
-class Given(Strategy):
-    """The plain loop, by whatever inputs are made of those of the training."""
-
-    def __init__(self, change: Any, by_steps: bool = False) -> None:
-        self.change, self.by_steps = change, by_steps
-
-    def __call__(self, problem, inputs):
-        inputs = inputs._replace(**self.change(inputs))
-        if not self.by_steps:
-            return problem.loop(inputs)
-        params, state, losses = inputs.params, problem.begun(inputs).state, []
-        for batch in inputs.batches:
-            params, state, loss = problem.step(params, state, batch, inputs.hparams)
-            losses.append(loss)
-        return TrainOutputs(params, state, torch.stack(losses))
-
-
-@pytest.mark.parametrize("by_steps", [False, True])
-@pytest.mark.parametrize("opt", [hft.sgd(lr=0.1, momentum=0.5), hft.adam(lr=0.1)], ids=["sgd", "adam"])
-def test_hparams_are_known_by_their_names(opt, by_steps):
-    def through(strategy: Strategy) -> Tensor:
-        given = opt, line, lambda p: p.square().sum(), W, [0 * W] * 4, "lr"
-        return hft.hypergradient(*given, strategy=strategy)[1]["lr"]
-
-    def turned(inputs):
-        return {"hparams": dict(reversed(inputs.hparams.items()))}
-
-    def partly(inputs):
-        return {"hparams": {"lr": inputs.hparams["lr"]}}
-
-    want = through(hft.Unroll())
-    for change in (turned, partly):
-        torch.testing.assert_close(through(Given(change, by_steps)), want, rtol=1e-14, atol=0)
-    with pytest.raises(ValueError, match=r"hparams must be a dict with names among .* did you mean 'lr'"):
-        through(Given(lambda inputs: {"hparams": {**inputs.hparams, "lrr": inputs.hparams["lr"]}}, by_steps))
-
-
-def test_a_strategy_trains_for_a_step_at_least():
-    with pytest.raises(ValueError, match="a strategy asks for a training without steps"):
-        trained(LR, Given(lambda inputs: {"batches": []}))
