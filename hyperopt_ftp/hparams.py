@@ -188,6 +188,8 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     >>> to_tensors(lr=0.1)
     {'lr': tensor(0.1000, dtype=torch.float64)}
     """
+    if not isinstance(domains, Mapping):
+        raise TypeError(f"to_tensors takes numbers by name, to_tensors(lr=0.1), got {shown(domains)}")
     for name, value in values.items():
         domain = domains.get(name, _ANY)
         if type(value) is float and not domain.parts and domain.holds(value):

@@ -237,8 +237,8 @@ def check_apart(opt: Optimizer) -> None:
                 atol=CLOSE,
                 msg=lambda text, name=name: (
                     f"apart: {name!r} moves otherwise where no other parameter has a gradient; a rule that looks at a "
-                    "whole tensor (its norm, its shape) needs by_rule(..., whole=True), and tensors that are to act on "
-                    f"each other without=['apart']. {text}"
+                    "whole tensor (its norm, its shape) is not entrywise: leave by_rule(entrywise=True) out; tensors "
+                    f"that are to act on each other need without=['apart']. {text}"
                 ),
             )
         params, state = together

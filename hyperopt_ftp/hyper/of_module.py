@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,8 +19,10 @@ from .. import tree
 from ..calls import did_you_mean, explained, few, shown, warn_caller
 from ..dtensors import is_dtensor
 from ..types import HParams, Optimizer, Params, State
+from .core.graph import made_from
 from .core.inputs import BufferedState, TrainOutputs
 from .core.memory import storage_of
+from .core.problem import no_graph
 from .core.replay import in_modes, modes_of
 from .core.torch_private import (
     by_place,
@@ -29,6 +31,7 @@ from .core.torch_private import (
     has_saved_tensor_hooks,
     inside_mode,
     top_level,
+    under_transform,
 )
 from .distributed.data_parallel import DataParallel
 from .guards.calls import watched_calls
@@ -184,6 +187,8 @@ class OfModule:
         traced = torch.compiler.is_compiling()
         if not isinstance(loss, Tensor) or not (traced or has_graph(loss)):
             return loss  # which is refused
+        if not traced and inside_mode(watched_calls) and not _is_made_of(loss, [*at.params.values()]):
+            raise no_graph()  # of params: what is added has one of buffers
         for name, was in self.carried.items():
             x = values[name]
             graph = x.requires_grad or (not traced and differentiated_outside(x, top_level()))
@@ -238,6 +243,12 @@ class OfModule:
         vector = torch.where(vector.abs() == torch.finfo(_WIDE).max, 2 * vector, vector)  # infinite again
         like, parts = [*self.carried.values()], vector.split([_numbers(x).numel() for x in self.carried.values()])
         return {name: _buffer(part, x) for name, part, x in zip(self.carried, parts, like, strict=True)}
+
+
+def _is_made_of(loss: Tensor, params: Sequence[Tensor]) -> bool:
+    """Also where a transform hides it."""
+    ids = {id(x) for x in params}
+    return under_transform() or any(id(x) in ids for x in made_from([loss], params))
 
 
 def _place_of(x: Tensor) -> tuple[int, Any]:

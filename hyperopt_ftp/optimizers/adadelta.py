@@ -64,4 +64,4 @@ def adadelta(
         d = root(s["acc_delta"] + eps) / root(v + eps) * g
         return minus(w, h["lr"], d), {"square_avg": v, "acc_delta": blend(rho, s["acc_delta"], d * d)}
 
-    return by_rule(rule, AdadeltaState, default, domains=_DOMAINS, maximize=maximize, plain=True)
+    return by_rule(rule, AdadeltaState, default, domains=_DOMAINS, maximize=maximize, entrywise=True, plain=True)

@@ -117,9 +117,7 @@ def adafactor(
         clip = at_least(_rms(u) / h["d"], 1.0)
         return minus(shrunk(w, lr, h["weight_decay"]), size / clip, u), new
 
-    return by_rule(
-        rule, AdafactorState, default, first=first, domains=domains, maximize=maximize, whole=True, plain=True
-    )
+    return by_rule(rule, AdafactorState, default, first=first, domains=domains, maximize=maximize, plain=True)
 
 
 def _mean(x: Tensor, dim: int) -> Tensor:

@@ -68,4 +68,4 @@ def adagrad(
         rate = times(1 / (1 + (t - 1) * h["lr_decay"]), h["lr"])
         return minus(w, rate, g, root(total) + h["eps"]), {"sum": total}
 
-    return by_rule(rule, AdagradState, default, first=first, maximize=maximize, plain=True)
+    return by_rule(rule, AdagradState, default, first=first, maximize=maximize, entrywise=True, plain=True)

@@ -123,4 +123,4 @@ def _adam(
         return minus(w, lr * (scale / (1 - b1**t)), m, bottom), new
 
     keeps = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    return by_rule(rule, AdamState, default, keeps=keeps, maximize=maximize, plain=True)
+    return by_rule(rule, AdamState, default, keeps=keeps, maximize=maximize, entrywise=True, plain=True)

@@ -64,4 +64,4 @@ def adamax(
         u = torch.maximum(b2 * s["exp_inf"], g.abs() + h["eps"])
         return minus(w, h["lr"] / (1 - b1**t), m, u), {"exp_avg": m, "exp_inf": u}
 
-    return by_rule(rule, AdamaxState, default, maximize=maximize, plain=True)
+    return by_rule(rule, AdamaxState, default, maximize=maximize, entrywise=True, plain=True)

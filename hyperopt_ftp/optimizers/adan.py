@@ -80,4 +80,4 @@ def adan(
         new = {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "previous": g}
         return w if is_zero(decay) else w / (1 + lr * decay), new
 
-    return by_rule(rule, AdanState, default, domains=_DOMAINS, maximize=maximize, plain=True)
+    return by_rule(rule, AdanState, default, domains=_DOMAINS, maximize=maximize, entrywise=True, plain=True)

@@ -92,4 +92,4 @@ def adopt(
         return where(begun, moved, w), new
 
     domains = {name: _DOMAINS[name] for name in default}
-    return by_rule(rule, AdoptState, default, domains=domains, maximize=maximize, plain=True)
+    return by_rule(rule, AdoptState, default, domains=domains, maximize=maximize, entrywise=True, plain=True)

@@ -79,4 +79,4 @@ def asgd(
         w = minus(shrunk(w, eta, lambd), eta, plus(g, h["weight_decay"], w))
         return w, {"ax": toward(s["ax"], mu, w)}  # the weights themselves where mu is 1
 
-    return by_rule(rule, ASGDState, default, domains=_DOMAINS, maximize=maximize, plain=True)
+    return by_rule(rule, ASGDState, default, domains=_DOMAINS, maximize=maximize, entrywise=True, plain=True)

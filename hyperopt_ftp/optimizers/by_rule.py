@@ -79,7 +79,7 @@ def by_rule(
     first: Callable[[Tensor, Numbers], Entries] | None = None,
     domains: Mapping[str, Domain] | None = None,
     maximize: bool = False,
-    whole: bool = False,
+    entrywise: bool = False,
     join_from: int = 2,
     plain: bool = False,
 ) -> Optimizer[StateT]:
@@ -87,7 +87,7 @@ def by_rule(
 
     Args:
         rule: ``rule(w, g, s, h, t) -> (w, s)``, pure: weights, gradient, state and hparams by name, number of this
-            update. It acts entry by entry, unless ``whole``.
+            update.
         kind: class of the state, a NamedTuple: the trees of ``keeps``, ``step`` if updates are counted.
         hparams: the defaults by name, from :func:`~hyperopt_ftp.optimizers.to_tensors`.
         keeps: names of the rule's state, in working precision; ``None``: all fields of ``kind`` but ``step``. Fields
@@ -96,29 +96,38 @@ def by_rule(
             entry has an empty one.
         domains: of the hparams; ``None``: those in ``DOMAINS``.
         maximize: negate the gradient first.
-        whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
+        entrywise: the rule does to each entry what it does to it alone, whatever the shape: no norm, no matrix product.
+            Then small tensors are joined, and the rule gets them as one vector, which takes less time.
         join_from: so many small tensors are joined, but fewer are not: of a short rule joining them costs more.
         plain: the rule also takes Python numbers in ``h`` and ``t``, whose arithmetic costs less than that of 0-d
             tensors. Hparams that are differentiated, transformed or traced stay tensors, and so does a ``t`` that is
             traced, in float64. All rules of the package are plain. Yours may be where it calls no methods of numbers.
+
+    Raises:
+        TypeError: no function, no class of a NamedTuple, hparams that are no dict.
+        ValueError: ``keeps`` that are no fields of it.
 
     >>> import torch
     >>> from typing import Any, NamedTuple
     >>> from hyperopt_ftp.optimizers import by_rule, to_tensors
     >>> class Count(NamedTuple):
     ...     step: Any
-    >>> opt = by_rule(lambda w, g, s, h, t: (w - h["lr"] * g / t, {}), Count, to_tensors(lr=0.5))
+    >>> opt = by_rule(lambda w, g, s, h, t: (w - h["lr"] * g / t, {}), Count, to_tensors(lr=0.5), entrywise=True)
     >>> opt.update(torch.ones(1), opt.init(torch.ones(1)), torch.ones(1))
     (tensor([0.5000]), Count(step=tensor(1)))
     """
     check_flag("maximize", maximize)
-    fields = getattr(kind, "_fields", ())
-    keeps = [name for name in fields if name != "step"] if keeps is None else keeps
-    if not hasattr(kind, "_fields") or not set(keeps) <= set(fields):
+    if not callable(rule) or not isinstance(kind, type) or not hasattr(kind, "_fields"):
         raise TypeError(
-            f"kind must be a class of NamedTuple with the fields {list(keeps)} (what keeps names), and step if updates "
-            f"are counted; got {getattr(kind, '__name__', shown(kind))} with {list(fields)}"
+            "by_rule takes a function, the class of its state (class State(NamedTuple): step: Any; mean: Any) and "
+            f"hparams (to_tensors(lr=0.1)), got {shown(rule)}, {shown(kind)}"
         )
+    if not isinstance(hparams, dict):
+        raise TypeError(f"hparams must be the defaults by name, as of to_tensors(lr=0.1), got {shown(hparams)}")
+    fields: tuple[str, ...] = kind._fields  # pyright: ignore[reportAttributeAccessIssue]
+    keeps = [name for name in fields if name != "step"] if keeps is None else keeps
+    if isinstance(keeps, str) or not set(keeps) <= set(fields):
+        raise ValueError(f"keeps must be a list of fields of {kind.__name__}, {list(fields)}, got {shown(keeps)}")
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
     counted, names, absent = "step" in fields, frozenset(keeps), dict.fromkeys(fields, ())
@@ -172,11 +181,11 @@ def by_rule(
 
         moments = [getattr(state, name) for name in keeps]
         own = () if shared else numbers
-        params, *moments = leafwise(of_one, params, grads, moments, own, whole=whole, join_from=join_from)
+        params, *moments = leafwise(of_one, params, grads, moments, own, whole=not entrywise, join_from=join_from)
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 
     default = hparams
-    if first is None and not whole and not torch.compiler.is_compiling():
+    if first is None and entrywise and not torch.compiler.is_compiling():
         _RULES[update] = EntryRule(
             rule, init, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled,
             str(rule.__module__).startswith(_PACKAGE),

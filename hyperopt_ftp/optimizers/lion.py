@@ -59,4 +59,4 @@ def lion(
         u = torch.sign(blend(b1, m, g))
         return minus(w, h["lr"], plus(u, h["weight_decay"], w)), {"exp_avg": blend(b2, m, g)}
 
-    return by_rule(rule, LionState, default, maximize=maximize, plain=True)
+    return by_rule(rule, LionState, default, maximize=maximize, entrywise=True, plain=True)

@@ -101,7 +101,7 @@ def muon(
         scale = 0.2 * max(n, m) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1, n / max(m, 1)) ** 0.5
         return minus(shrunk(w, lr, h["weight_decay"]), lr * scale, x), {"momentum_buffer": b}
 
-    opt = by_rule(rule, MuonState, default, domains=_DOMAINS, maximize=maximize, whole=True, plain=True)
+    opt = by_rule(rule, MuonState, default, domains=_DOMAINS, maximize=maximize, plain=True)
 
     def init(params: Any, hparams: Any = None) -> MuonState:
         state = opt.init(params, hparams)

@@ -86,4 +86,6 @@ def nadam(
         w = minus(w, lr, nesterov, root(v / (1 - b2**t)) + h["eps"])
         return w, {"exp_avg": m, "exp_avg_sq": v, "mu_product": product}
 
-    return by_rule(rule, NAdamState, default, first=first, domains=_DOMAINS, maximize=maximize, plain=True)
+    return by_rule(
+        rule, NAdamState, default, first=first, domains=_DOMAINS, maximize=maximize, entrywise=True, plain=True
+    )

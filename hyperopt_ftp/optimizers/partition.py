@@ -162,7 +162,10 @@ def _by_entries(labels: Any, known: Mapping[str, Any]) -> Callable[[list[str]], 
         for path, i in zip(paths, first, strict=True):
             if i is None:
                 names = [entry for entry, _ in entries]
-                raise ValueError(f"no entry of labels fits {path!r}, they are {few(names)}; add one, such as '*'")
+                hint = "add one, such as '*'"
+                if path.isdigit():
+                    hint += "; params without names are counted: for names give model.named_parameters()"
+                raise ValueError(f"no entry of labels fits {path!r}, they are {few(names)}; {hint}")
         for i, (entry, _) in enumerate(entries):
             if i not in first and any(map(tests[i], paths)):
                 raise ValueError(

@@ -74,7 +74,7 @@ def radam(
         scale = _rectified(b2, t, root(v) + h["eps"])
         return minus(w, lr / (1 - b1**t), m * scale), {"exp_avg": m, "exp_avg_sq": v}
 
-    return by_rule(rule, RAdamState, default, maximize=maximize, plain=True)
+    return by_rule(rule, RAdamState, default, maximize=maximize, entrywise=True, plain=True)
 
 
 def _rectified(b2: Any, t: Any, bottom: Tensor) -> Any:

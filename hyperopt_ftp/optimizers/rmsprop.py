@@ -77,4 +77,4 @@ def rmsprop(
         return minus(w, h["lr"], plus(step, mu, b) if nesterov else b), new
 
     keeps = ("square_avg", "momentum_buffer", *(("grad_avg",) if centered else ()))
-    return by_rule(rule, RMSpropState, default, keeps=keeps, maximize=maximize, plain=True)
+    return by_rule(rule, RMSpropState, default, keeps=keeps, maximize=maximize, entrywise=True, plain=True)

@@ -90,4 +90,6 @@ def rprop(
         g = torch.where(same < 0, 0.0, g)
         return minus(w, size, g.sign()), {"prev": g, "step_size": size}
 
-    return by_rule(rule, RpropState, default, first=first, domains=_DOMAINS, maximize=maximize, plain=True)
+    return by_rule(
+        rule, RpropState, default, first=first, domains=_DOMAINS, maximize=maximize, entrywise=True, plain=True
+    )

@@ -99,7 +99,9 @@ def schedule_free_sgd(
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         return _moved(plus(g, h["weight_decay"], w), h["momentum"], s, h, t, warmup_steps)
 
-    opt = by_rule(rule, ScheduleFreeSGDState, default, first=_first, domains=_SGD, maximize=maximize, plain=True)
+    opt = by_rule(
+        rule, ScheduleFreeSGDState, default, first=_first, domains=_SGD, maximize=maximize, entrywise=True, plain=True
+    )
     return opt._replace(weights_in_state=True)
 
 
@@ -149,7 +151,16 @@ def schedule_free_adamw(
         w, new = _moved(u, b1, s, h, t, warmup_steps)
         return w, {**new, "exp_avg_sq": v}
 
-    opt = by_rule(rule, ScheduleFreeAdamWState, default, first=_first, domains=_ADAMW, maximize=maximize, plain=True)
+    opt = by_rule(
+        rule,
+        ScheduleFreeAdamWState,
+        default,
+        first=_first,
+        domains=_ADAMW,
+        maximize=maximize,
+        entrywise=True,
+        plain=True,
+    )
     return opt._replace(weights_in_state=True)
 
 

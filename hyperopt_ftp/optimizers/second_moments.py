@@ -65,7 +65,7 @@ def adabelief(
         v = blend(b2, s["exp_avg_var"], (g - m) ** 2) + eps
         return minus(w, h["lr"] / (1 - b1**t), m, root(v / (1 - b2**t)) + eps), {"exp_avg": m, "exp_avg_var": v}
 
-    return by_rule(rule, AdaBeliefState, default, maximize=maximize, plain=True)
+    return by_rule(rule, AdaBeliefState, default, maximize=maximize, entrywise=True, plain=True)
 
 
 @explained(NO_PARAMS)
@@ -108,4 +108,4 @@ def yogi(
         w = minus(w, h["lr"] / (1 - b1**t), m, root(v / (1 - b2**t)) + h["eps"])
         return w, {"exp_avg": m, "exp_avg_sq": v}
 
-    return by_rule(rule, YogiState, default, first=first, maximize=maximize, plain=True)
+    return by_rule(rule, YogiState, default, first=first, maximize=maximize, entrywise=True, plain=True)

@@ -73,7 +73,7 @@ def sgd(
             b = plus(b, mu, s["momentum_buffer"])  # which is 0 at the first step
         return minus(w, h["lr"], plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
-    return by_rule(rule, SGDState, default, maximize=maximize, join_from=5, plain=True)
+    return by_rule(rule, SGDState, default, maximize=maximize, join_from=5, entrywise=True, plain=True)
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:

@@ -57,4 +57,4 @@ def signum(
         m = blend(h["momentum"], s["exp_avg"], g)
         return minus(w, h["lr"], plus(torch.sign(m), h["weight_decay"], w)), {"exp_avg": m}
 
-    return by_rule(rule, SignumState, default, maximize=maximize, plain=True)
+    return by_rule(rule, SignumState, default, maximize=maximize, entrywise=True, plain=True)

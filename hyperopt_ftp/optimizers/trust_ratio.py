@@ -70,7 +70,7 @@ def lamb(
         u = plus(m / (1 - b1**t) / (root(v / (1 - b2**t)) + h["eps"]), h["weight_decay"], w)
         return minus(w, h["lr"] * _ratio(_norm(w), _norm(u)), u), {"exp_avg": m, "exp_avg_sq": v}
 
-    return by_rule(rule, LambState, default, maximize=maximize, whole=True, plain=True)
+    return by_rule(rule, LambState, default, maximize=maximize, plain=True)
 
 
 @explained(NO_PARAMS)
@@ -122,7 +122,7 @@ def lars(
         b = plus(d, mu, s["momentum_buffer"])
         return w - (plus(d, mu, b) if nesterov else b), {"momentum_buffer": b}
 
-    return by_rule(rule, LarsState, default, domains=_DOMAINS, maximize=maximize, whole=True, plain=True)
+    return by_rule(rule, LarsState, default, domains=_DOMAINS, maximize=maximize, plain=True)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .checks.arguments import (
     check_gradient,
     check_group_options,
     check_params,
+    check_several,
     check_shapes,
 )
 from .checks.names import Exclude, names_in
@@ -59,10 +60,7 @@ class DropIn(torch.optim.Optimizer):
         if isinstance(mover, Given):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
-        if params is None or isinstance(params, (torch.nn.Module, Mapping)):
-            given = "None" if params is None else type(params).__name__
-            given = f"a module, {given}" if isinstance(params, torch.nn.Module) else given
-            raise TypeError(f"the parameters to optimize are {given}: give model.named_parameters()")
+        check_several(params)
         assert defaults is not None
         self._mover: Mover = mover
         self._exclude: Exclude = Exclude(exclude)

@@ -544,6 +544,9 @@ def test_what_the_module_lacks_is_an_error_before_anything_runs():
         hft.train(OPT, hft.of_module(net, lambda m, b: 3.0), named(net), data())
     with pytest.raises(ValueError, match="loss without a graph"):
         hft.train(OPT, hft.of_module(net, lambda m, b: fit(m, b).detach()), named(net), data())
+    other = network()  # with buffers in the first, the loss has a graph that leads to these
+    with pytest.raises(ValueError, match="loss without a graph: it does not depend on the params"):
+        hft.train(OPT, hft.of_module(net, lambda m, b: fit(other, b)), named(net), data())
 
 
 def test_load_is_refused_before_anything_is_changed():

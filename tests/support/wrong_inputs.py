@@ -90,6 +90,8 @@ OPTIMIZERS: list[Row] = [
     ),
     (lambda: hft.from_torchopt(torchopt.sgd, lr=0.1).update(M, M, M), TypeError, "must be the BridgeState .* got dict"),
     (lambda: hft.PureOptimizer(SGD, nn.Linear(1, 1).parameters()), TypeError, "got an object of the class generator"),
+    (lambda: hft.PureOptimizer(nn.Linear(1, 1), SGD), TypeError, "to optimize are a module, Linear: give model.named_"),
+    (lambda: hft.optimizers.to_tensors(0.1), TypeError, r"takes numbers by name, to_tensors\(lr=0.1\), got 0.1"),  # pyright: ignore
     # A number that an entry of a parameter would have to be stretched for, or that is to be one for a tensor.
     (lambda: updated(hft.sgd(), VECTORS["w"], lr=torch.ones(4)), ValueError, r"\(4,\), its parameter \(1,\)"),
     (
@@ -175,6 +177,10 @@ COMBINATORS: list[Row] = [
 
 LABELS: list[Row] = [
     (lambda: hft.partition(PARTS, {"w": "w"}).init(VECTORS), ValueError, "no entry of labels fits 'b', they are"),
+    (
+        lambda: hft.PureOptimizer(nn.Linear(1, 1).parameters(), hft.partition(PARTS, {"w": "w"})),
+        ValueError, "no entry of labels fits '0', .*for names give model.named_parameters",
+    ),
     (lambda: hft.partition({"fast": SGD}, {"*": "fats"}).init(M), ValueError, r"'\*' is 'fats', but .*; .* 'fast'\?"),
     (lambda: hft.partition({"fast": SGD}, lambda path: "fats").init(M), ValueError, r".w. is .fats., .*.fast.\?"),
     (lambda: hft.partition({"a": SGD}, lambda path: None).init(M), ValueError, "the label of 'w' is None, but the opt"),

@@ -101,6 +101,14 @@ def check_no_gradient(title: str, numbers: Mapping[str, Any]) -> None:
             )
 
 
+def check_several(params: Any) -> None:
+    """What an optimizer is given first, before torch looks at it."""
+    if params is None or isinstance(params, (torch.nn.Module, Mapping)):
+        given = "None" if params is None else type(params).__name__
+        given = f"a module, {given}" if isinstance(params, torch.nn.Module) else given
+        raise TypeError(f"the parameters to optimize are {given}: give model.named_parameters()")
+
+
 def check_params(params: Sequence[Tensor], named: bool, known: Sequence[Any]) -> None:
     """Parameters of a new group: real and floating, each once, under names of their own.
 

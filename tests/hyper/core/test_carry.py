@@ -198,7 +198,7 @@ def test_rules_of_others_go_by_trees():
     params = {"a": torch.ones(2)}
 
     def kept(rule: Callable[..., Any]) -> type:
-        opt = by_rule(rule, Kept, to_tensors(lr=0.1))
+        opt = by_rule(rule, Kept, to_tensors(lr=0.1), entrywise=True)
         return type(carry_of(opt, params, None, {}, opt.update, steps=2))
 
     assert kept(lambda w, g, s, h, t: (w - g, s)) is Trees
