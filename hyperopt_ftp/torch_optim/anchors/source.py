@@ -54,7 +54,12 @@ class AnchorSource:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
+        self._versions: dict[str, int] = _versions(self._given)  # of entries that are the caller's
         self._copied: set[str] = set()  # entries that lay in the memory of the weights
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._versions = _versions(self._given)  # those of a copy begin anew
 
     @property
     def is_start(self) -> bool:
@@ -81,10 +86,11 @@ class AnchorSource:
             if not _is_true(value.isfinite().all()):
                 raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
         moving = {_memory(p) for p in params} - {0}
-        for name in {unwrapped(name) for name, _ in held}:
+        for name in dict.fromkeys(unwrapped(name) for name, _ in held):
             if _memory(self._given[name]) in moving:  # it would go along until the first step
-                value = self._given[name].detach()
+                value = self._entry(name).detach()
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
+                self._versions.pop(name, None)
                 self._copied.add(name)
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
@@ -113,7 +119,18 @@ class AnchorSource:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
     def _known(self, p: Tensor, name: Any) -> Tensor:
-        return p if self._given is None else self._given[unwrapped(str(name))]
+        return p if self._given is None else self._entry(unwrapped(str(name)))
+
+    def _entry(self, name: str) -> Tensor:
+        """What was given, or an error if it has changed since then: a parameter may have its first step late."""
+        assert self._given is not None
+        value, before = self._given[name], self._versions.get(name)
+        if before is not None and value._version != before:
+            raise RuntimeError(
+                f"anchor entry {name!r} has changed since the optimizer was made, and only now does {name!r} begin to "
+                "train; give copies: anchor={n: x.clone() for n, x in given.items()}"
+            )
+        return value
 
     def _precisions(self, p: Tensor, name: Any) -> list[Tensor]:
         """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
@@ -172,6 +189,12 @@ class AnchorSource:
         if "anchor" in state or self._given is None:
             return state.get("anchor", ABSENT)
         return self._given[unwrapped(str(name))]
+
+
+def _versions(given: Mapping[str, Any] | None) -> dict[str, int]:
+    """How often each tensor has been written into, where torch counts that."""
+    tensors = ((name, x) for name, x in (given or {}).items() if isinstance(x, Tensor) and not x.is_inference())
+    return {name: x._version for name, x in tensors}
 
 
 def _memory(x: Tensor) -> int:

@@ -75,7 +75,8 @@ class FTPAdamW(DropIn):
             finite, two parameters of one name, ``lean`` with weights that are not float32.
         TypeError: parameters that are not float16, bfloat16, float32 or float64, a flag that is no bool.
         RuntimeError: ``fused=True`` where it cannot run; at a step, complex gradients, sparse ones of parameters
-            that are not excluded (others count as dense), resized weights.
+            that are not excluded (others count as dense), resized weights; at the first step of a parameter, an
+            entry of the anchor that has been written into since the optimizer was made.
 
     Options that were changed in a group are checked at the next step. After an error nothing has changed.
     docs/reference/errors.md has each error's text.
