@@ -61,6 +61,7 @@ class DropIn(torch.optim.Optimizer):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
         check_several(params)
+        assert params is not None
         assert defaults is not None
         self._mover: Mover = mover
         self._exclude: Exclude = Exclude(exclude)
