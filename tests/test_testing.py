@@ -117,17 +117,14 @@ def test_a_mistake_in_a_rule_is_found(rule: Any, said: str):
         check_optimizer(hft.optimizers.by_rule(rule, M, hft.optimizers.to_tensors(lr=0.1), entrywise=True))
 
 
-LR_HPARAM = hft.optimizers.to_tensors(lr=0.1)
-
-
 @pytest.mark.parametrize(
     ("kind", "hparams", "keeps", "said"),
     [
-        (dict, LR_HPARAM, None, r"by_rule takes .*class State\(NamedTuple\).*, got .*<class 'dict'>"),
-        (M(0, 0), LR_HPARAM, None, r"by_rule takes .*, got .*M\(step=0, m=0\)"),
+        (dict, LR, None, r"by_rule takes .*class State\(NamedTuple\).*, got .*<class 'dict'>"),
+        (M(0, 0), LR, None, r"by_rule takes .*, got .*M\(step=0, m=0\)"),
         (M, None, None, r"hparams must be the defaults by name, as of to_tensors\(lr=0.1\), got None"),
-        (M, LR_HPARAM, ["v"], r"keeps must be a list of fields of M, \['step', 'm'\], got \['v'\]"),
-        (M, LR_HPARAM, "m", r"keeps must be a list of fields of M, .* got 'm'"),
+        (M, LR, ["v"], r"keeps must be a list of fields of M, \['step', 'm'\], got \['v'\]"),
+        (M, LR, "m", r"keeps must be a list of fields of M, .* got 'm'"),
     ],
 )
 def test_what_a_rule_is_given(kind: Any, hparams: Any, keeps: Any, said: str):

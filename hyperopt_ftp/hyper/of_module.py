@@ -246,7 +246,7 @@ class OfModule:
 
 
 def _is_made_of(loss: Tensor, params: Sequence[Tensor]) -> bool:
-    """Also where a transform hides it."""
+    """Whether it depends on any of them; true under a transform, which hides the graph."""
     ids = {id(x) for x in params}
     return under_transform() or any(id(x) in ids for x in made_from([loss], params))
 

@@ -152,15 +152,9 @@ def schedule_free_adamw(
         return w, {**new, "exp_avg_sq": v}
 
     opt = by_rule(
-        rule,
-        ScheduleFreeAdamWState,
-        default,
-        first=_first,
-        domains=_ADAMW,
-        maximize=maximize,
-        entrywise=True,
+        rule, ScheduleFreeAdamWState, default, first=_first, domains=_ADAMW, maximize=maximize, entrywise=True,
         plain=True,
-    )
+    )  # fmt: skip
     return opt._replace(weights_in_state=True)
 
 

@@ -22,8 +22,8 @@ from .checks.arguments import (
     check_gradient,
     check_group_options,
     check_params,
-    check_several,
     check_shapes,
+    refuse_modules,
 )
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
@@ -60,7 +60,7 @@ class DropIn(torch.optim.Optimizer):
         if isinstance(mover, Given):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
-        check_several(params)
+        refuse_modules(params)
         assert params is not None
         assert defaults is not None
         self._mover: Mover = mover
@@ -168,10 +168,12 @@ class DropIn(torch.optim.Optimizer):
         if p.grad is None:
             return
         check_dtype(p, name)
-        form = self._fitted.get(p)
+        form, state = self._fitted.get(p), self.state.get(p, {})
         if form is None or form[0] != p.shape:
             weights = [name for name, kind in self._mover.kinds.items() if kind == "weights"]
-            check_shapes(p, name, self.state.get(p, {}), [*weights, "anchor"])
+            check_shapes(p, name, state, [*weights, "anchor"])
+        if constrained and not self._mover.hold.is_initialized(state):
+            self._mover.hold.anchors.check_unchanged(name)
         check_gradient(p, name, constrained)
 
     def _collect(self) -> Work:

@@ -67,6 +67,15 @@ def on_another_device(s: Scene) -> Any:
     return s.make([*s.net.named_parameters(), ("w", Elsewhere(torch.ones(2)))])
 
 
+def with_an_anchor_that_moves(s: Scene) -> Any:
+    anchor = s.weights()
+    opt = s.build(anchor=anchor)
+    for x in anchor.values():
+        x.mul_(0.5)
+    s.gradients()
+    return opt
+
+
 def group_changed(**options: Any) -> Any:
     def begin(s: Scene) -> Any:
         opt = s.begun()
@@ -114,6 +123,9 @@ STEPS = [
             "after weights are resized", "weights that were resized after steps", step, begin=first_weight(resized)),
     refused("the gradient of parameter '0.weight' has the shape (4, 3), and the parameter (5, 3); call zero_grad() "
             "after weights are resized", "weights that were resized, and the old gradient", step, begin=stale),
+    refused("anchor entry '0.weight' has changed since the optimizer was made, and only now does '0.weight' begin to "
+            "train; give copies: anchor={n: x.clone() for n, x in given.items()}",
+            "an anchor that was written into before the first step", step, begin=with_an_anchor_that_moves),
     mistyped(f"{FLOATS} torch.float8_e4m3fn for parameter '0.weight'; {LEAVE_OUT}", "weights that became float8", step,
              begin=first_weight(as_dtype(torch.float8_e4m3fn, weights=True))),
     unfit(f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}",

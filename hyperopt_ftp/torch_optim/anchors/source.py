@@ -54,7 +54,7 @@ class AnchorSource:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
-        self._versions: dict[str, int] = _versions(self._given)  # of entries that are the caller's
+        self._versions: dict[str, int] = _versions(self._given)
         self._copied: set[str] = set()  # entries that lay in the memory of the weights
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,9 +88,9 @@ class AnchorSource:
         moving = {_memory(p) for p in params} - {0}
         for name in dict.fromkeys(unwrapped(name) for name, _ in held):
             if _memory(self._given[name]) in moving:  # it would go along until the first step
-                value = self._entry(name).detach()
+                self.check_unchanged(name)
+                value = self._given[name].detach()
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
-                self._versions.pop(name, None)
                 self._copied.add(name)
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
@@ -118,19 +118,20 @@ class AnchorSource:
         if "anchor" not in state and "anchor_fingerprint" not in state:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
-    def _known(self, p: Tensor, name: Any) -> Tensor:
-        return p if self._given is None else self._entry(unwrapped(str(name)))
-
-    def _entry(self, name: str) -> Tensor:
-        """What was given, or an error if it has changed since then: a parameter may have its first step late."""
+    def check_unchanged(self, name: Any) -> None:
+        """``RuntimeError`` if the anchor of a parameter has changed before its first step, which may come late."""
+        key = unwrapped(str(name))
+        if (before := self._versions.get(key)) is None or key in self._copied:
+            return
         assert self._given is not None
-        value, before = self._given[name], self._versions.get(name)
-        if before is not None and value._version != before:
+        if self._given[key]._version != before:
             raise RuntimeError(
-                f"anchor entry {name!r} has changed since the optimizer was made, and only now does {name!r} begin to "
+                f"anchor entry {key!r} has changed since the optimizer was made, and only now does {key!r} begin to "
                 "train; give copies: anchor={n: x.clone() for n, x in given.items()}"
             )
-        return value
+
+    def _known(self, p: Tensor, name: Any) -> Tensor:
+        return p if self._given is None else self._given[unwrapped(str(name))]
 
     def _precisions(self, p: Tensor, name: Any) -> list[Tensor]:
         """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept

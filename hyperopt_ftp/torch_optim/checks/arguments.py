@@ -101,8 +101,8 @@ def check_no_gradient(title: str, numbers: Mapping[str, Any]) -> None:
             )
 
 
-def check_several(params: Any) -> None:
-    """What an optimizer is given first, before torch looks at it."""
+def refuse_modules(params: Any) -> None:
+    """In place of torch's errors for a module, a dict or nothing where parameters go."""
     if params is None or isinstance(params, (torch.nn.Module, Mapping)):
         given = "None" if params is None else type(params).__name__
         given = f"a module, {given}" if isinstance(params, torch.nn.Module) else given

@@ -14,7 +14,7 @@ from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
 from ...optimizers.tuned import warn_of_nan
 from ...types import Compile, Optimizer, State, check_optimizer
-from ..checks.arguments import check_no_gradient, check_params, check_several
+from ..checks.arguments import check_no_gradient, check_params, refuse_modules
 from ..checks.names import names_in, unwrapped
 from ..checks.saved import PURE, PURE_STATE, check_checkpoint
 from .captured import captured
@@ -91,7 +91,7 @@ class PureOptimizer(torch.optim.Optimizer):
     ) -> None:
         check_optimizer("optimizer", optimizer)
         check_compile(compile)
-        check_several(params)
+        refuse_modules(params)
         super().__init__(params, {})
         everything = [p for group in self.param_groups for p in group["params"]]
         empty = [i for i, group in enumerate(self.param_groups) if not group["params"]]
