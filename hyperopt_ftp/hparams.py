@@ -228,7 +228,7 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
 
 def _as_tensors(given: dict[str, Any], value: Any) -> Any:
     """An hparam with plain numbers as tensors. What holds none comes back at once: each update asks."""
-    if isinstance(value, Tensor) or (type(value) is tuple and all(isinstance(x, Tensor) for x in value)):
+    if isinstance(value, Tensor) or all(isinstance(x, Tensor) for x in tree.leaves(value)):
         return value
     return tree.map_tree(partial(_as_hparam, given), value)
 

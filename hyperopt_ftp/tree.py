@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 __all__ = [
     "Structure",
     "aligned",
-    "broadcast",
     "by_path",
     "children",
     "entry",
@@ -233,13 +232,6 @@ def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """``function(leaf, *others)`` for each leaf of ``tree`` and those of ``rest`` in its place."""
     values, rebuild = flatten(tree)
     return rebuild([function(*row) for row in zip(values, *map(rebuild.aligned, rest), strict=True)])
-
-
-def broadcast(value: Any, like: Any, what: str = "hyperparameter") -> list[Any]:
-    """One value for each leaf of ``like``: a single tensor serves all leaves, a tree must have their structure."""
-    if isinstance(value, Tensor):
-        return [value] * len(leaves(like))
-    return aligned(value, like, what)
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def by_rule(
     def init(params: Any, hparams: Any = None) -> StateT:
         check_params(params)
         leaves, rebuild, numbers = *tree.flatten(params), flat(hparams)
-        columns = [for_each(x, params) for x in numbers] if first else []
+        columns = [for_each(x, rebuild) for x in numbers] if first else []
 
         def beginning(i: int, w: Tensor) -> Entries:
             own = first(w, by_name([column[i] for column in columns])) if first else {}

@@ -67,8 +67,8 @@ def decayed(
         rows = zip(
             tree.by_path(params).items(),
             check_grads(grads, params),
-            for_each(bases["lr"], params),
-            for_each(owns["weight_decay"], params),
+            for_each(bases["lr"], rebuild),
+            for_each(owns["weight_decay"], rebuild),
             strict=True,
         )
         before = []

@@ -78,7 +78,7 @@ class Entrywise:
         if all(map(is_scalar, numbers)):
             self._h = [rule.by_name(numbers)] * self._pieces
         else:
-            columns = [[x] * self._pieces if is_scalar(x) else self._for_each(x, params) for x in numbers]
+            columns = [[x] * self._pieces if is_scalar(x) else self._for_each(x) for x in numbers]
             self._h = [*map(rule.by_name, zip(*columns, strict=True))]
 
     def begin(self) -> Point:
@@ -130,9 +130,9 @@ class Entrywise:
         pairs = zip(copies(rows[0], self._sizes), self._shapes, strict=True)
         return self._rebuild([x.view(shape) for x, shape in pairs])
 
-    def _for_each(self, value: Any, params: Params) -> list[Tensor]:
+    def _for_each(self, value: Any) -> list[Tensor]:
         """An hparam with a number for each layer, as one for each piece."""
-        rows = for_each(value, params)
+        rows = for_each(value, self._rebuild)
         if not self._join:
             return rows
         pairs = zip(rows, self._leaves, strict=True)

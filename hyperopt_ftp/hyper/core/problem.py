@@ -295,7 +295,7 @@ def has_derivative(inputs: TrainInputs) -> bool:
     """Whether a derivative may be asked for, in any input."""
     if under_transform():
         return any(is_float(x) and tracked(x) and differentiated(x) for x in tree.leaves(inputs))
-    return torch.is_grad_enabled() and bool(requiring_grad(inputs))
+    return torch.is_grad_enabled() and any(map(requiring_grad, inputs))
 
 
 def differentiable_steps(

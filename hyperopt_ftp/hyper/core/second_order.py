@@ -50,9 +50,7 @@ class _Shared:
             self._stance.__exit__(None, None, None)
             self._stance = None
         if stance is not None and "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing takes long
-            context = torch.compiler.set_stance(stance)
-            context.__enter__()
-            self._stance = context
+            self._stance = torch.compiler.set_stance(stance)  # is entered as it is made
         if stance is not None and self._is is None:
             self._before = [enabled() for enabled, _ in self._attention]
             for i, (_, enable) in enumerate(self._attention):

@@ -121,15 +121,14 @@ def no_batches() -> ValueError:
 
 def check_leaves(leaves: Sequence[Any]) -> bool:
     """Whether one was made under inference mode."""
-    copied = False
-    for x in leaves:
-        copied |= isinstance(x, Tensor) and x.is_inference()
-        if isinstance(x, Tensor) and x.is_meta and not isinstance(x, FakeTensor):
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    for x in tensors:
+        if x.is_meta and not isinstance(x, FakeTensor):
             raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
-    refuse_complex(leaves)
+    refuse_complex(tensors)
     if forward_ad._current_level >= 0 and not under_transform():
         raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
-    return copied
+    return any(map(Tensor.is_inference, tensors))
 
 
 def refuse_inference() -> None:

@@ -92,23 +92,25 @@ def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Any, 
 
 def _outline(x: Any, others: list[Any]) -> Hashable:
     """The structure of a tree, with the kinds of its tensors; what else it holds is added to a list."""
-    if isinstance(x, Tensor):
-        if x.is_nested:  # whose size no shape tells
+    kind = type(x)
+    if kind is Tensor or isinstance(x, Tensor):
+        nested = x.is_nested
+        if nested:  # whose size no shape tells
             others.append(_UNSEEN)
         elif x.__dict__:  # what it was given as attributes
             others.append(x.__dict__)
         derived = x.requires_grad or (is_wrapped(x) and differentiated(x))
-        return type(x), derived, None if x.is_nested else x.shape, x.dtype, x.device, x.is_inference()
-    plain = type(x) is dict
-    children = x.values() if plain else tree.children(x)
+        return kind, derived, None if nested else x.shape, x.dtype, x.device, x.is_inference()
+    plain = kind is dict
+    children = x.values() if plain else x if kind in _ROWS else tree.children(x)
     if children is None:
         others.append(x)
         return None
     names = tuple(x) if plain or isinstance(x, Mapping) else ()
-    return type(x), names, *[_outline(child, others) for child in children]
+    return kind, names, *[_outline(child, others) for child in children]
 
 
-_UNSEEN = object()
+_ROWS, _UNSEEN = (list, tuple), object()
 
 
 @lru_cache(maxsize=256)

@@ -44,7 +44,7 @@ def back_by_tensor(
     names, count = [name for name in rule.kind._fields if name in rule.keeps], len(ws)
     step = getattr(state, "step", None)
     gs, moments = rebuild.aligned(grads, "grads"), [rebuild.aligned(getattr(state, name), "state") for name in names]
-    columns = [[x] * count if is_scalar(x) else for_each(x, params) for x in rule.flat(hparams)]
+    columns = [[x] * count if is_scalar(x) else for_each(x, rebuild) for x in rule.flat(hparams)]
     bars: list[OptionalTensors] = [[] for _ in range(2 + len(names))]
     bar_h: OptionalTensors = [None] * len(knobs)
     for i in range(count):
