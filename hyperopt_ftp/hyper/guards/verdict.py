@@ -101,12 +101,11 @@ def _outline(x: Any, others: list[Any]) -> Hashable:
             others.append(x.__dict__)
         derived = x.requires_grad or (is_wrapped(x) and differentiated(x))
         return kind, derived, None if nested else x.shape, x.dtype, x.device, x.is_inference()
-    plain = kind is dict
-    children = x.values() if plain else x if kind in _ROWS else tree.children(x)
+    children = x if kind in _ROWS else x.values() if kind is dict else tree.children(x)
     if children is None:
         others.append(x)
         return None
-    names = tuple(x) if plain or isinstance(x, Mapping) else ()
+    names = tuple(x) if kind not in _ROWS and isinstance(x, Mapping) else ()
     return kind, names, *[_outline(child, others) for child in children]
 
 
