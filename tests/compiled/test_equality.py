@@ -75,6 +75,18 @@ def test_inductor_in_other_dtypes(name: str, dtype: torch.dtype):
         assert (a - b).abs() <= slack * max(1.0, b.abs())
 
 
+@every_strategy
+def test_inductor_with_one_step_whose_tangent_is_zero(name: str):
+    kind, eager = PAIRS[name]
+    decayed = lambda p, x, h: loss(p, x) + h * p["w"].square().sum()  # noqa: E731
+    own = {"loss": torch.tensor(0.1, dtype=torch.float64)}
+    got, want = (
+        hft.hypergradient(hft.sgd(), decayed, lambda p: p["w"].sum(), start(), batches(1), "loss", own, strategy=s)
+        for s in (kind(compile=True), eager)
+    )
+    assert largest_difference(got, want) <= CLOSE
+
+
 def test_a_tower_and_its_update():
     tower = hft.hyper(hft.sgd(lr=0.05), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-6), over="lr"), over="lr")
     data, outer = batches(3), lambda p: loss(p, batches(1)[0])

@@ -53,7 +53,8 @@ def loop(
         new, out = body(carry, row[0])
         return [_own(x) for x in new], [_own(x) for x in out]
 
-    return scan(one, [_own(x) for x in carry], rows, reverse=reverse)
+    # Of what comes out in reverse, inductor declares a buffer twice where there is one row (2.13).
+    return scan(one, [_own(x) for x in carry], rows, reverse=reverse and len(rows[0]) > 1)
 
 
 def row_of(values: Any, k: Tensor) -> Any:
@@ -76,10 +77,7 @@ def rows(count: int, seeds: Tensor | None, place: torch.device) -> tuple[Tensor,
 
 
 def stacked(values: Any) -> Any:
-    """A tree of tensors, not the caller's, whose first dimension may be another the next time.
-
-    But 1, which torch takes for a constant.
-    """
+    """A tree of tensors, not the caller's, whose first dimension may be another the next time, where it is not 1 now."""
 
     def one(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -142,9 +140,10 @@ def _bernoulli(x: Tensor, p: Tensor | float, generator: torch.Generator | None) 
     return (torch.rand_like(x, dtype=torch.float32) < p).to(x.dtype)
 
 
-#: In place of inductor's: random numbers that it makes of a seed, and products with a vector by BLAS, where its own
-#: loops are several times slower.
+#: In place of inductor's: zero tangents, which have no memory (2.13 crashed), random numbers that it makes of a seed,
+#: and products with a vector by BLAS, where its own loops are several times slower.
 _OURS = {
+    torch.ops.aten._efficientzerotensor.default: torch.zeros,
     torch.ops.aten.mv.default: lambda x, v: torch.mm(x, v.unsqueeze(1)).squeeze(1),
     torch.ops.aten.bernoulli.p: lambda x, p=0.5, *, generator=None: _bernoulli(x, p, generator),
     torch.ops.aten.bernoulli.default: lambda x, *, generator=None: _bernoulli(x, x, generator),
