@@ -77,7 +77,7 @@ def rows(count: int, seeds: Tensor | None, place: torch.device) -> tuple[Tensor,
 
 
 def stacked(values: Any) -> Any:
-    """A tree of tensors, not the caller's, whose first dimension may be another the next time, where it is not 1 now."""
+    """A tree of tensors, not the caller's, whose first dimension may be another next time, if it is not 1 now."""
 
     def one(x: Any) -> Any:
         if isinstance(x, Tensor):
