@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 import hyperopt_ftp as hft
 from benchmarks.nets import NETS
-from hyperopt_ftp.hyper.unrolling.budget import Sizes, affordable, peak_of
+from hyperopt_ftp.hyper import TrainInputs
+from hyperopt_ftp.hyper.guarded import problem_of
+from hyperopt_ftp.hyper.unrolling.budget import SMALL, Sizes, affordable, graphs_fit, peak_of
 from hyperopt_ftp.hyper.unrolling.plans import Plan, points_of_every, points_of_tree, with_graphs
 
 
@@ -59,3 +62,19 @@ def test_the_first_plan_that_fits_is_taken():
         found, peak = affordable(memory, sizes, links=False)
         assert (found.words, peak) == (first.words, peak_of(sizes, first))
     assert found.words == "the points of a tree"
+
+
+@pytest.mark.parametrize(("steps", "before", "made", "fit"), [
+    (2, 0, 0, True), (2, 0, 1, False), (3, 0, 0, False), (1, 9, 0, False), (1, 0, 2**30, True),
+])  # fmt: skip
+def test_graphs_are_kept_unasked_up_to_so_many_bytes(steps: int, before: int, made: int, fit: bool):
+    """Eight tensors for each param, and four times what the loss makes; those of one step always."""
+    weights = torch.empty(2**20, dtype=torch.float64)
+    problem = problem_of(hft.sgd(), lambda p, x: p.sum(), before=before)
+    inputs = TrainInputs(problem.optimizer.hparams, weights, None, [0] * steps)
+    problem = problem.guarded(inputs)
+    assert problem.guards is not None
+    problem.guards.verdict.bytes_made = made
+    assert SMALL == 8 * 8 * 2**20 * 2
+    assert graphs_fit(problem, inputs, steps) == fit
+    assert not graphs_fit(problem, inputs._replace(batches=range(steps)), steps)
