@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -13,25 +13,24 @@ from torch.overrides import TorchFunctionMode
 
 from ... import tree
 from ...calls import warn_caller
-from ...hparams import is_wrapped
 from ..core.graph import made_from
 from ..core.memory import storage_of
 from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
+from .constants import DATA, Constants
 from .messages import Subject, reads_number, writes
 from .operations import refuse_numbers, watched_operations
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
-_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+_SET_DATA = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
-_DETACHES = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, _DATA}
-_IN_PROGRAMS_NONE = {Tensor.detach_, torch.detach_, _DATA}  # torch.compile goes through these (2.13)
+_DETACHES = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, DATA}
 _TO_NUMPY = {Tensor.numpy, Tensor.__array__}
 _LETS_REQUIRE_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore
 
 #: Arguments of torch.add and its kin that are numbers: a tensor in their place is read.
 _NUMBERS = frozenset(("alpha", "beta"))
-_READS = frozenset((*_OF_ITSELF, *_OF_VALUES, _DATA))
+_READS = frozenset((*_OF_ITSELF, *_OF_VALUES, DATA))
 #: What may take a number of a tensor: for a branch, or a text.
 _OF_FLAGS = frozenset((Tensor.__bool__, Tensor.is_nonzero, Tensor.__format__, Tensor.__repr__))
 
@@ -39,53 +38,36 @@ _OF_FLAGS = frozenset((Tensor.__bool__, Tensor.is_nonzero, Tensor.__format__, Te
 class watched_calls(TorchFunctionMode):  # a context manager
     """Raise if the code inside reads a number that is made of knobs alone; warn if it computes with one of params.
 
-    A loss may read a number of its params for a log. It computes with numbers if after that it takes any, or a tensor
-    that is neither its argument nor made by torch from tensors, in the same call; in a later call, if these are new. An
-    update is warned of the read. Under a transform knobs and params cannot be told apart, so both warn. What the code
-    inside captures is a knob, too. :class:`~.operations.watched_operations` finds reads of a knob itself.
+    Of a loss its ``constants`` tell whether it does; an update is warned of the read. Under a transform knobs and
+    params cannot be told apart, so both warn. What the code inside captures is a knob, too.
+    :class:`~.operations.watched_operations` finds reads of a knob itself.
     """
 
     def __init__(
         self, who: Subject, knobs: Sequence[Tensor] = (), known: Sequence[Tensor] = (),
-        operations: watched_operations | None = None, there: Iterable[int] = (), before: watched_calls | None = None,
+        operations: watched_operations | None = None, constants: Constants | None = None,
         ignored: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         """
         Args:
             known: what a derivative may be taken in, the knobs among it.
             operations: knows what the code inside has made.
-            there: storages of its arguments.
-            before: the watch over an earlier call that has read a number.
+            constants: of a loss.
             ignored: tensors whose numbers anybody may take.
         """
         super().__init__()
         self._who, self._given, self._operations = who, [*known, *ignored], operations
         self._others = {id(x) for x in known} - {id(x) for x in knobs}
-        self._ignored = {id(x) for x in ignored}
-        self._later = before is not None
-        #: Numbers that the code inside computes with.
-        self.constants: set[Any] = set(before.constants) if before else set()
-        self._there = {*there, *(before.outside if before else ())}
-        #: Whether it has read a number of params.
-        self.has_read: bool = self._later
+        self._constants, self._ignored = constants, {id(x) for x in ignored}
         self.warned: bool = False
-        #: Tensors that it lets require grad, as a gradient penalty does.
+        #: Tensors that the code inside lets require grad, as a gradient penalty does.
         self.leaves: list[Tensor] = []
-        #: Tensors that it has detached from params, and what it has computed of these, by id.
-        self.detached: set[int] = set()
-        #: How it has taken something for constant that a program would differentiate.
-        self.cuts: set[str] = set()
-        self._alive: list[Any] = []  # what has gone would leave its number to another storage
         self._arrays: list[tuple[Any, bytes, Tensor]] = []  # of NumPy, in memory that the code inside has not made
-
-    @property
-    def outside(self) -> set[int]:
-        """Storages of what it has used and not made."""
-        return self._there - self._operations.made if self._operations else self._there
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._alive.clear()
+        if self._constants is not None:
+            self._constants.alive.clear()
         for array, before, x in self._arrays if error[0] is None else ():
             if array.tobytes() != before:
                 self._refuse(writes(self._who, " (through NumPy)", x))
@@ -96,35 +78,23 @@ class watched_calls(TorchFunctionMode):  # a context manager
         self._operations.refuse(error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func == Tensor.register_hook and self._operations is not None and not self._who.reads_data:
+        kwargs, constants = kwargs or {}, self._constants
+        if func == Tensor.register_hook and self._operations is not None and constants is not None:
             args, kwargs = (args[0], partial(_unchanged, kwargs.get("hook") or args[1])), {}
         if func == _SET_DATA and self._who.reads_data:
             raise writes(self._who, " (data = ...)", args[0])
-        if func in _OF_ITSELF and not self._who.reads_data:
-            self.has_read |= self._reads(args[:1])
-        else:
-            given = taken(func, args, kwargs, self._who)
-            if (given and self._reads(given)) or self._computes(args, kwargs):
-                self._warn()
-        if not self._who.reads_data:
-            self._there |= _storages((args, kwargs))
+        given = taken(func, args, kwargs, self._who)
+        read = bool(given) and self._reads(given)
+        if read if constants is None else constants.takes_number(args, kwargs, read, func in _OF_ITSELF):
+            self._warn()
         lets = func in _LETS_REQUIRE_GRAD and not args[0].requires_grad
         cut = [x for x in args[:1] if func in _DETACHES and x.requires_grad]  # no longer, after detach_()
         made_of = made_from(cut, self._given)
         result = func(*args, **kwargs)
-        if not self._who.reads_data:
-            self._there |= _storages(result)
-            self._alive.append(result)
-            if cut and func in _IN_PROGRAMS_NONE:
-                self.cuts.add("data or detach_()")
-            elif not (cut or torch.is_grad_enabled()) and any(x.requires_grad for x in tree.tensors((args, kwargs))):
-                self.cuts |= {"torch.no_grad()" for x in tree.tensors(result) if x.is_floating_point()}
+        if constants is not None:
             # Without grad mode a node, such as that of a remat, takes its own tensors apart.
             lost = torch.is_grad_enabled() and any(id(x) in self._others for x in made_of)
-            self._follow(lost, args, kwargs, result)
-            if func == _DATA and self._operations is not None:
-                self._operations.protected |= _storages(result)
+            constants.note(func, args, kwargs, result, cut, lost)
         if lets:
             self.leaves.append(args[0])
         elif kwargs.get("requires_grad") and isinstance(result, Tensor):
@@ -132,11 +102,6 @@ class watched_calls(TorchFunctionMode):  # a context manager
         elif func in _TO_NUMPY and self._operations and storage_of(args[0]) not in self._operations.made:
             self._arrays.append((result, result.tobytes(), args[0]))
         return result
-
-    def _follow(self, lost: bool, args: Any, kwargs: Any, result: Any) -> None:
-        if lost or (self.detached and any(id(x) in self.detached for x in tree.leaves((args, kwargs)))):
-            written = args[:1] if result is None else result  # by item assignment
-            self.detached |= {id(x) for x in tree.tensors(written) if x.is_floating_point()}
 
     def _reads(self, given: Sequence[Any]) -> bool:
         transform, found = under_transform(), False
@@ -150,15 +115,6 @@ class watched_calls(TorchFunctionMode):  # a context manager
                 continue
             found |= transform or bool(made_of)
         return found
-
-    def _computes(self, args: Any, kwargs: Any) -> bool:
-        """Whether an operation takes a number that may be one that was read, or a tensor that may be made of it."""
-        if self._who.reads_data or not (self._operations or self.has_read):
-            return False
-        numbers = {x for x in map(_number, tree.leaves((args, kwargs))) if x is not None}
-        new = numbers - self.constants if self._later else numbers
-        self.constants |= numbers
-        return self.has_read and bool(new or not _storages((args, kwargs)) <= self._there)
 
     def _warn(self) -> None:
         if not self.warned:
@@ -221,7 +177,7 @@ class read_outside(TorchFunctionMode):  # a context manager
 
 def taken(func: Any, args: Any, kwargs: Any, who: Subject) -> list[Any]:
     """Arguments whose values come out without their graph."""
-    if func in _OF_ITSELF or (func == _DATA and who.reads_data):
+    if func in _OF_ITSELF or (func == DATA and who.reads_data):
         return args[:1]
     if func not in _OF_VALUES:
         return [kwargs[name] for name in _NUMBERS if name in kwargs] if kwargs else []
@@ -238,14 +194,3 @@ def _unchanged(hook: Any, grad: Tensor) -> None:
             "train_loss has a hook that changes a gradient (register_hook): derivatives through training would pass it "
             "once more, and be wrong. Change the gradient in the optimizer instead: hft.clipped, or your own update"
         )
-
-
-def _number(x: Any) -> Any:
-    """What a float, or a number or an array of NumPy, is known by. Integers are no functions with a derivative."""
-    if isinstance(x, (float, complex)):
-        return x
-    return x.tobytes() if type(x).__module__ == "numpy" and hasattr(x, "tobytes") else None
-
-
-def _storages(values: Any) -> set[int]:
-    return {storage_of(x) for x in tree.tensors(values) if not is_wrapped(x)}
