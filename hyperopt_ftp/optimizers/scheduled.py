@@ -60,7 +60,8 @@ def scheduled(
     A schedule is one of ``hft.schedules``, whose numbers become hparams: those of ``lr=cosine(100)`` are in the entry
     ``"lr_schedule"``, so ``over="lr_schedule.floor"`` tunes its floor. Or it is a function
     ``schedule(count) -> factor`` of a 0-d int64 tensor, of torch functions without a Python branch, so that it
-    compiles. Scaled values are not clipped to the domain of their hparam.
+    compiles; torch makes a float32 of ``0.9**count``, and a float64 of ``0.9 ** count.double()``. Scaled values are not
+    clipped to the domain of their hparam.
 
     Raises:
         ValueError: a path that is not an hparam of ``base``, that leads to several, or that ``base`` itself tunes.
