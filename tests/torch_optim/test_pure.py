@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -298,6 +299,20 @@ def test_groups_with_numbers_of_their_own_are_parts():
             descend(net, opt)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("read", [float, lambda h: h, lambda h: h.detach().item()], ids=["float", "tensor", "detached"])
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+def test_a_rule_that_takes_the_number_of_what_is_tuned_is_warned_of(read: Callable[..., Any]):
+    def update(grads: Any, state: Any, params: Any, hparams: Any) -> Any:
+        return tree.map_tree(lambda w, g: w - read(hparams["lr"]) * g, params, grads), state
+
+    base = hft.Optimizer(lambda params, hparams: (), update, hft.sgd(lr=0.1).hparams)
+    opt = hft.PureOptimizer((params := parameters()).items(), hft.hyper(base, by=hft.sgd(lr=1e-3), over="lr"))
+    for k, x in enumerate(batches(3)):
+        warned = read is float and not k
+        with pytest.warns(UserWarning, match="makes a number of a tensor") if warned else nullcontext():
+            step(params, opt, x)
 
 
 def test_names_in_a_group_are_one_for_each_hparam():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ... import tree
 from ...calls import check_compile, did_you_mean, explained, few, shown
+from ...hyper.guards.calls import watched_calls
+from ...hyper.guards.messages import UPDATE
 from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
 from ...optimizers.tuned import warn_of_nan
@@ -73,6 +76,9 @@ class PureOptimizer(torch.optim.Optimizer):
         ValueError: a group's option that is not an hparam; several groups for a partition; a state of other parameters;
             tensors inside the optimizer (an anchor) that share memory with the parameters.
         RuntimeError: in ``step``, a write to an hparam that the optimizer tunes itself.
+
+    Warns:
+        UserWarning: in the first step, a rule of your own inside :func:`hyper` takes a number of a tensor (``item()``).
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.ones(1))
@@ -262,7 +268,10 @@ class PureOptimizer(torch.optim.Optimizer):
         if all(g is None for g in grads.values()):
             return loss
         weights, hparams = self._weights(), self._given()
-        new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
+        # A rule of one's own that takes the number of a tuned hparam is warned of: it would not be tuned.
+        looked = self._tuned and not self._started and self._update is self._optimizer.update
+        with watched_calls(UPDATE) if looked else nullcontext():
+            new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
         if not self._started:
             self._start(hparams)
         self._keep(tree.unshared(state, (weights, grads, hparams)))  # step, zero_grad and schedulers write into these
