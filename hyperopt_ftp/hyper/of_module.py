@@ -279,7 +279,7 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: no module, no run.
-        ValueError: names that the module lacks, or tensors of another shape; nothing is changed then.
+        ValueError: no tensors, names that the module lacks, or tensors of another shape; nothing is changed then.
 
     Call ``backward()`` first if the run began at the module's own parameters: its graph may need their values.
 
@@ -295,6 +295,8 @@ def load(net: nn.Module, run: TrainOutputs | Mapping[str, Any]) -> None:
         raise TypeError(f"load takes a module, then a run or tensors by name, got {got}")
     given = {**tree.by_path(run.params), **run.buffers} if isinstance(run, TrainOutputs) else dict(run)
     tensors = _tensors_of(net)
+    if not given:
+        raise ValueError(f"load got no tensors, so the module would stay as it is; it has {few(list(tensors))}")
     _check_names("run", given, tensors)
     with torch.no_grad():
         for name, x in given.items():

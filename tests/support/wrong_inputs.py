@@ -418,6 +418,7 @@ TRAINING: list[Row] = [
     (lambda: call(hparams={"momentun": 0.1}), ValueError, "did you mean 'momentum'.*the loss's are under 'loss'"),
     (lambda: trained(hparams={"Lr": 0.1}), ValueError, r"names among .* got \['Lr'\]; did you mean 'lr'\?"),
     (dual, ValueError, "use torch.func.jvp"),
+    (lambda: hft.load(NET, {}), ValueError, "load got no tensors, so .*; it has "),
     (lambda: hft.load(trained(), NET), TypeError, "takes a module, then a run .*, got TrainOutputs and Sequential"),
     (lambda: hft.train(of_a_user, SGD, W, DATA), TypeError, "optimizer must be .* got the function of_a_user"),
     # Losses.
