@@ -13,7 +13,7 @@ from ...hparams import is_wrapped
 from ..core.memory import storage_of
 from .operations import watched_operations
 
-DATA = Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
+DATA: Any = Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 _IN_PROGRAMS_NONE = {Tensor.detach_, torch.detach_, DATA}  # torch.compile goes through these (2.13)
 
 
