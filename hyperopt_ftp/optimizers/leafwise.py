@@ -137,22 +137,22 @@ def _packs(row: Sequence[Tensor]) -> bool:
     return shape.numel() <= _SMALL and all(type(x) in _PLAIN and x.shape == shape and x.is_contiguous() for x in row)
 
 
-def for_each(hparam: Any, params: tree.Structure) -> list[Tensor]:
-    """The hparam of each leaf of some params, which may not make a weight larger than it is.
+def for_each(hparam: Any, like: tree.Structure) -> list[Tensor]:
+    """The hparam of each leaf of some params of the structure ``like``, which may not make a weight larger than it is.
 
     Raises:
         ValueError: a shape or a structure that does not fit; what fits is in the text.
     """
     if isinstance(hparam, Tensor) and hparam.ndim == 0:
-        return [hparam] * len(params.leaves)
+        return [hparam] * len(like.leaves)
     try:
-        values = params.aligned(hparam, "hyperparameter")
+        values = like.aligned(hparam, "hyperparameter")
     except ValueError as error:
         if isinstance(hparam, Tensor):
             raise ValueError(f"a hyperparameter has the shape {tuple(hparam.shape)}; {_FITTING}") from None
         hint = "a rule with weights of its own is an hft.Optimizer(init, update, hparams)"
         raise ValueError(f"{error}; {hint}") from None
-    for x, w in zip(values, params.leaves, strict=True):
+    for x, w in zip(values, like.leaves, strict=True):
         pairs = zip(x.shape[::-1], w.shape[::-1], strict=False)
         if x.shape != w.shape and (x.ndim > w.ndim or any(a not in (1, b) for a, b in pairs)):
             raise ValueError(

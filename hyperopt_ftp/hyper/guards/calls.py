@@ -16,7 +16,7 @@ from ...calls import warn_caller
 from ..core.graph import made_from
 from ..core.memory import storage_of
 from ..core.torch_private import differentiated, differentiated_outside, top_level, under_transform
-from .constants import DATA, Constants
+from .cuts import DATA, Cuts
 from .messages import Subject, reads_number, writes
 from .operations import refuse_numbers, watched_operations
 
@@ -38,27 +38,27 @@ _OF_FLAGS = frozenset((Tensor.__bool__, Tensor.is_nonzero, Tensor.__format__, Te
 class watched_calls(TorchFunctionMode):  # a context manager
     """Raise if the code inside reads a number that is made of knobs alone; warn if it computes with one of params.
 
-    Of a loss its ``constants`` tell whether it does; an update is warned of the read. Under a transform knobs and
+    Of a loss its ``cuts`` tell whether it does; an update is warned of the read. Under a transform knobs and
     params cannot be told apart, so both warn. What the code inside captures is a knob, too.
     :class:`~.operations.watched_operations` finds reads of a knob itself.
     """
 
     def __init__(
         self, who: Subject, knobs: Sequence[Tensor] = (), known: Sequence[Tensor] = (),
-        operations: watched_operations | None = None, constants: Constants | None = None,
+        operations: watched_operations | None = None, cuts: Cuts | None = None,
         ignored: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         """
         Args:
             known: what a derivative may be taken in, the knobs among it.
             operations: knows what the code inside has made.
-            constants: of a loss.
+            cuts: of a loss.
             ignored: tensors whose numbers anybody may take.
         """
         super().__init__()
         self._who, self._given, self._operations = who, [*known, *ignored], operations
         self._others = {id(x) for x in known} - {id(x) for x in knobs}
-        self._constants, self._ignored = constants, {id(x) for x in ignored}
+        self._cuts, self._ignored = cuts, {id(x) for x in ignored}
         self.warned: bool = False
         #: Tensors that the code inside lets require grad, as a gradient penalty does.
         self.leaves: list[Tensor] = []
@@ -66,8 +66,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        if self._constants is not None:
-            self._constants.alive.clear()
+        if self._cuts is not None:
+            self._cuts.alive.clear()
         for array, before, x in self._arrays if error[0] is None else ():
             if array.tobytes() != before:
                 self._refuse(writes(self._who, " (through NumPy)", x))
@@ -78,23 +78,23 @@ class watched_calls(TorchFunctionMode):  # a context manager
         self._operations.refuse(error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, constants = kwargs or {}, self._constants
-        if func == Tensor.register_hook and self._operations is not None and constants is not None:
+        kwargs, cuts = kwargs or {}, self._cuts
+        if func == Tensor.register_hook and self._operations is not None and cuts is not None:
             args, kwargs = (args[0], partial(_unchanged, kwargs.get("hook") or args[1])), {}
         if func == _SET_DATA and self._who.reads_data:
             raise writes(self._who, " (data = ...)", args[0])
         given = taken(func, args, kwargs, self._who)
         read = bool(given) and self._reads(given)
-        if read if constants is None else constants.takes_number(args, kwargs, read, func in _OF_ITSELF):
+        if read if cuts is None else cuts.takes_number(args, kwargs, read, func in _OF_ITSELF):
             self._warn()
         lets = func in _LETS_REQUIRE_GRAD and not args[0].requires_grad
         cut = [x for x in args[:1] if func in _DETACHES and x.requires_grad]  # no longer, after detach_()
         made_of = made_from(cut, self._given)
         result = func(*args, **kwargs)
-        if constants is not None:
+        if cuts is not None:
             # Without grad mode a node, such as that of a remat, takes its own tensors apart.
             lost = torch.is_grad_enabled() and any(id(x) in self._others for x in made_of)
-            constants.note(func, args, kwargs, result, cut, lost)
+            cuts.note(func, args, kwargs, result, cut, lost)
         if lets:
             self.leaves.append(args[0])
         elif kwargs.get("requires_grad") and isinstance(result, Tensor):
@@ -156,7 +156,7 @@ class read_outside(TorchFunctionMode):  # a context manager
     def __init__(self, who: Subject) -> None:
         super().__init__()
         self._who, self._level = who, top_level()
-        self._constants: dict[int, Tensor] = {}  # made under no_grad, as a log is, which does not end tangents
+        self._cuts: dict[int, Tensor] = {}  # made under no_grad, as a log is, which does not end tangents
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -167,11 +167,11 @@ class read_outside(TorchFunctionMode):  # a context manager
         with refuse_numbers(self._who) if refuses else nullcontext():
             result = func(*args, **kwargs)
         if not torch.is_grad_enabled():
-            self._constants |= {id(x): x for x in tree.tensors(result)}
+            self._cuts |= {id(x): x for x in tree.tensors(result)}
         return result
 
     def _asked(self, x: Any) -> bool:
-        tangents = torch.is_grad_enabled() and id(x) not in self._constants
+        tangents = torch.is_grad_enabled() and id(x) not in self._cuts
         return isinstance(x, Tensor) and differentiated_outside(x, self._level, tangents)
 
 

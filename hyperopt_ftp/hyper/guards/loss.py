@@ -19,7 +19,7 @@ from ..core.replay import Replay
 from ..core.torch_private import has_graph, has_saved_tensor_hooks, refuse_saved_tensor_hooks, under_transform
 from .call_arguments import check_scalar
 from .calls import read_knobs, read_outside, watched_calls
-from .constants import Constants
+from .cuts import Cuts
 from .graphs import (
     loses_derivative,
     refuse_cuts,
@@ -56,7 +56,7 @@ class GuardedLoss:
         self.leaves: list[Tensor] = []
         self._needs = needs
         self._done = False  # whether this training needs no more looks
-        self._later: Constants | None = None  # of a loss that reads numbers of params
+        self._later: Cuts | None = None  # of a loss that reads numbers of params
 
     @cached_property
     def _replay(self) -> Replay:
@@ -130,11 +130,11 @@ class GuardedLoss:
             operations = watched_operations(
                 LOSS, knobs, may_write=not needs.closed, given=floats((params, batch)), waits=needs.of_captured
             )
-        constants = Constants(operations, map(storage_of, tensors), self._later)
-        calls = watched_calls(LOSS, knobs, arguments, operations, constants)
+        cuts = Cuts(operations, map(storage_of, tensors), self._later)
+        calls = watched_calls(LOSS, knobs, arguments, operations, cuts)
         with refuse_outer_tensors(LOSS) if needs.inside_function else nullcontext(), operations or nullcontext(), calls:
             loss = (self._see_hooks if operations is None else self._value)(params, batch, *own)
-        self.leaves, self._later = calls.leaves, constants if constants.has_read else None
+        self.leaves, self._later = calls.leaves, cuts if cuts.has_read else None
         verdict.makes_leaves |= bool(calls.leaves)
         if operations is not None:
             verdict.has_hooks |= operations.has_hooks
@@ -145,15 +145,15 @@ class GuardedLoss:
         if operations is not None and (lost is not None or not needs.of_captured):
             if operations.error is not None:
                 raise operations.error
-            if id(loss) in constants.detached and not needs.constant_gradient:
+            if id(loss) in cuts.detached and not needs.constant_gradient:
                 warn_caller(_WARN_OF_DETACH)
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
-                refuse_cuts(constants.cuts if needs.tangents else constants.cuts - {"torch.no_grad()"})
+                refuse_cuts(cuts.ignored_by_programs - (set() if needs.tangents else {"torch.no_grad()"}))
             verdict.bytes_made = max(verdict.bytes_made, operations.bytes_made)
             verdict.refusal = verdict.refusal or operations.written or lost
-        self._done = calls.warned or not constants.has_read
+        self._done = calls.warned or not cuts.has_read
         verdict.loss = self._done and not calls.warned  # the next training is warned of again
         return loss
 

@@ -93,7 +93,7 @@ def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Any, 
 def _outline(x: Any, others: list[Any]) -> Hashable:
     """The structure of a tree, with the kinds of its tensors; what else it holds is added to a list."""
     kind = type(x)
-    if kind is Tensor or isinstance(x, Tensor):
+    if isinstance(x, Tensor):
         nested = x.is_nested
         if nested:  # whose size no shape tells
             others.append(_UNSEEN)

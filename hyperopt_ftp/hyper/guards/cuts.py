@@ -1,4 +1,4 @@
-"""What a training loss takes for constant: numbers that it reads of its params, and tensors that it detaches."""
+"""Where a training loss cuts derivatives off: numbers that it reads of its params, and tensors that it detaches."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DATA: Any = Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 _IN_PROGRAMS_NONE = {Tensor.detach_, torch.detach_, DATA}  # torch.compile goes through these (2.13)
 
 
-class Constants:
+class Cuts:
     """It may read a number of its params for a log. It computes with numbers if after that it takes any, or a tensor
     that is neither its argument nor made by torch from tensors, in the same call; in a later call, if these are new.
 
     Attributes:
         has_read: whether it has read a number of params.
         detached: tensors that it has detached from params, and what it has computed of these, by id.
-        cuts: how it has taken something for constant that a program would differentiate.
+        ignored_by_programs: how it has taken something for constant that a program would differentiate.
         alive: results, for the time of the call: what has gone would leave its number to another storage.
     """
 
-    def __init__(self, operations: watched_operations | None, there: Iterable[int], before: Constants | None) -> None:
+    def __init__(self, operations: watched_operations | None, there: Iterable[int], before: Cuts | None) -> None:
         """
         Args:
             operations: knows what the call has made.
@@ -40,7 +40,7 @@ class Constants:
         self._there = {*there, *(before._outside if before else ())}
         self.has_read: bool = self._later
         self.detached: set[int] = set()
-        self.cuts: set[str] = set()
+        self.ignored_by_programs: set[str] = set()
         self.alive: list[Any] = []
 
     @property
@@ -72,9 +72,9 @@ class Constants:
         self._there |= _storages(result)
         self.alive.append(result)
         if cut and func in _IN_PROGRAMS_NONE:
-            self.cuts.add("data or detach_()")
+            self.ignored_by_programs.add("data or detach_()")
         elif not (cut or torch.is_grad_enabled()) and any(x.requires_grad for x in tree.tensors((args, kwargs))):
-            self.cuts |= {"torch.no_grad()" for x in tree.tensors(result) if x.is_floating_point()}
+            self.ignored_by_programs |= {"torch.no_grad()" for x in tree.tensors(result) if x.is_floating_point()}
         if lost or (self.detached and any(id(x) in self.detached for x in tree.leaves((args, kwargs)))):
             written = args[:1] if result is None else result  # by item assignment
             self.detached |= {id(x) for x in tree.tensors(written) if x.is_floating_point()}
