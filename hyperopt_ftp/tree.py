@@ -146,12 +146,14 @@ def _userdict(like: UserDict[Any, Any], values: Sequence[Any]) -> UserDict[Any, 
 
 _LEAVES = (Tensor, bool, int, float, str)
 _UNKEYED = (tuple, list, *_LEAVES)  # which it takes less time to see than what is a UserDict
-_PLAIN = frozenset((*_LEAVES, torch.nn.Parameter))
+_PLAIN = frozenset((*_LEAVES, torch.nn.Parameter, type(None)))
 
 
 def _children(tree: Any) -> tuple[Collection[Any], Callable[[Sequence[Any]], Any] | None] | None:
     """The entries of a node, and for a kind that pytree alone knows, what builds one of others; ``None``: a leaf."""
     kind = type(tree)
+    if kind in _PLAIN:
+        return None
     if kind is dict:
         return tree.values(), None
     if kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
@@ -320,7 +322,7 @@ def unshared(tree: Any, others: Any) -> Any:
     return map_tree(own, tree)
 
 
-NARROW = (torch.float16, torch.bfloat16)
+NARROW = frozenset({torch.float16, torch.bfloat16})
 
 
 def working(x: Tensor) -> Tensor:

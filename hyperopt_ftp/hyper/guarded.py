@@ -71,7 +71,11 @@ def _guarded(
         if seen:  # shapes of the first; and numbers, flags or attributes of all
             others = [x for b in batches[1:] for x in tree.leaves(b)]
             first, numbers = batches[0], [x for x in others if not isinstance(x, Tensor) or x.__dict__]
-        verdict = verdict_on(local, None if trusted else update, needs, (*inputs[:3], first, numbers, maker), seen)
+        given = (*inputs[:3], first, numbers, maker)
+        if trusted:  # then the loss alone is looked at
+            own = (inputs.hparams["loss"],) if "loss" in inputs.hparams else ()
+            given = inputs.params, own, first, numbers
+        verdict = verdict_on(local, None if trusted else update, needs, given, seen)
     else:  # values: nothing of the loss can be lost
         verdict, needs = Verdict(loss=True), needs._replace(closed=False)
     loss = GuardedLoss(local, verdict, needs)

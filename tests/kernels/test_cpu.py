@@ -78,7 +78,8 @@ def _child(queue) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's own, about forks of processes with threads
+# Of forks of processes with threads: Python's own, and JAX's where a test before this one has imported it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:os.fork:RuntimeWarning")
 def test_a_forked_child_steps():
     expected = train(3, shape=(20, 30))
     context = multiprocessing.get_context("fork")

@@ -32,12 +32,12 @@ class Trees:
 
     apart = False
 
-    def __init__(self, update: UpdateFn[Any], params: Params, state: State, hparams: HParams) -> None:
+    def __init__(self, update: UpdateFn[Any], params: tree.Structure, state: State, hparams: HParams) -> None:
         self._update, self._hparams, self._state = update, hparams, state
-        self._leaves, self._rebuild = tree.flatten(params)
+        self._rebuild = params
 
     def begin(self) -> Point:
-        return self._leaves, self._state
+        return self._rebuild.leaves, self._state
 
     def params(self, at: list[Tensor]) -> Params:
         return self._rebuild(at)
@@ -62,10 +62,9 @@ class Entrywise:
 
     apart = True
 
-    def __init__(self, rule: EntryRule, params: Params, state: State, hparams: HParams, steps: int) -> None:
-        self._rule = rule
-        self._leaves, self._rebuild = tree.flatten(params)
-        self._state = state
+    def __init__(self, rule: EntryRule, params: tree.Structure, state: State, hparams: HParams, steps: int) -> None:
+        self._rule, self._state = rule, state
+        self._leaves, self._rebuild = params.leaves, params
         count = len(self._leaves)
         # One step of a short rule costs less than to join the weights and to part them again.
         self._join = count >= rule.join_from and count * steps >= 2 * rule.join_from
@@ -153,16 +152,16 @@ def carry_of(
         update: the optimizer's, with its guards.
         steps: to come.
     """
-    rule = entry_rule(optimizer.update)
-    if rule is not None and rule.ours and _fits(rule, params, state, optimizer.init):
-        return Entrywise(rule, params, state, hparams, steps)
+    rule, whole = entry_rule(optimizer.update), tree.Structure(params)
+    if rule is not None and rule.ours and _fits(rule, whole.leaves, state, optimizer.init):
+        return Entrywise(rule, whole, state, hparams, steps)
     if state is None:
         state = optimizer.init(params, hparams)
-    return Trees(update, params, state, hparams)
+    return Trees(update, whole, state, hparams)
 
 
-def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:
-    leaves, count = tree.leaves(params), 0
+def _fits(rule: EntryRule, leaves: list[Tensor], state: Any, init: Any) -> bool:
+    count = 0
     if not leaves:
         return False
     for x in leaves:
@@ -172,7 +171,7 @@ def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:
     if leaves[0].dtype not in _WIDE or count > MOST:
         return False
     # Arithmetic of a 0-d weight and a float64 number is float64.
-    if leaves[0].dtype != torch.float64 and len(leaves) < rule.join_from and any(x.ndim == 0 for x in leaves):
+    if leaves[0].dtype != torch.float64 and len(leaves) < rule.join_from and 0 in [x.ndim for x in leaves]:
         return False
     if state is None:
         return init is rule.init

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ... import tree
 from ...hparams import is_wrapped
+
+_DTYPE = attrgetter("dtype")
 
 #: Derivatives of, or along, some tensors, one for each; ``None`` is zero.
 OptionalTensors: TypeAlias = list[Tensor | None]
@@ -101,7 +104,7 @@ def all_finite(x: Tensor) -> bool:
 
 def is_narrow(params: Any) -> bool:
     """Whether there are 16-bit params: their adjoints are float32, and are scaled before they go through the loss."""
-    return any(x.dtype in tree.NARROW for x in tree.leaves(params))
+    return not tree.NARROW.isdisjoint(map(_DTYPE, tree.leaves(params)))
 
 
 def or_zeros(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

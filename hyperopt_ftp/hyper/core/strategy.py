@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import tree
 from ...calls import did_you_mean
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached_leaves, or_zeros, requiring_grad
+from .leaves import detached, or_zeros, requiring_grad
 from .memory import trial_peak
 from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_steps
@@ -83,7 +83,7 @@ class Strategy(ABC):
         with twice_differentiable():  # in the backward pass too: what a checkpoint computes again is computed alike
             with torch.enable_grad():
                 value, run = objective(leaves, self)
-            run = detached_leaves(run, False)[1]
+            run = run._replace(params=detached(run.params), state=detached(run.state))
             return value.detach(), _slopes(value, leaves, run), run
 
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:

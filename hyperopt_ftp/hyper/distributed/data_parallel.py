@@ -133,7 +133,7 @@ class DataParallel:
         shared = floats((params, own))
         if not shared:
             raise ValueError("data_parallel: params have no floating-point tensor")
-        refuse_complex(tree.leaves((params, own)))
+        refuse_complex(tree.tensors((params, own)))
         copies, other = Copy.apply(team, *shared), (params, own)
         sums = partial(Whole.apply, team, self.reduction == "mean")
         least = min(copies, key=Tensor.numel)

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from inspect import CO_VARARGS
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +21,8 @@ from ...hparams import as_tensor, complete
 from ...types import HParams, Optimizer, Params
 from ..core.problem import without_loss
 from ..core.torch_private import tracked, under_transform
+
+_IS_META = attrgetter("is_meta")
 
 
 def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
@@ -122,8 +125,8 @@ def no_batches() -> ValueError:
 def check_leaves(leaves: Sequence[Any]) -> bool:
     """Whether one was made under inference mode."""
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    for x in tensors:
-        if x.is_meta and not isinstance(x, FakeTensor):
+    for x in filter(_IS_META, tensors):
+        if not isinstance(x, FakeTensor):
             raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
     refuse_complex(tensors)
     if forward_ad._current_level >= 0 and not under_transform():
@@ -136,9 +139,9 @@ def refuse_inference() -> None:
         raise RuntimeError("there are no gradients under torch.inference_mode(); leave it, or take values by hft.train")
 
 
-def refuse_complex(leaves: Sequence[Any]) -> None:
-    for x in leaves:
-        if isinstance(x, Tensor) and x.is_complex() and tracked(x):
+def refuse_complex(tensors: Sequence[Tensor]) -> None:
+    for x in filter(Tensor.is_complex, tensors):
+        if tracked(x):
             raise ValueError(
                 f"a complex tensor of shape {tuple(x.shape)} requires grad: derivatives are taken in real ones; pass "
                 "torch.view_as_real of it, and view_as_complex inside"

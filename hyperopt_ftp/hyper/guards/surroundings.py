@@ -80,8 +80,8 @@ def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
             if parts is None:
                 return None
             stack += parts
-        if len(key) + len(stack) > _MOST:
-            return None
+            if len(key) + len(stack) > _MOST:
+                return None
     return (*key,)
 
 

@@ -105,7 +105,7 @@ def _outline(x: Any, others: list[Any]) -> Hashable:
     if children is None:
         others.append(x)
         return None
-    names = tuple(x) if kind not in _ROWS and isinstance(x, Mapping) else ()
+    names = tuple(x) if kind is dict or (kind not in _ROWS and isinstance(x, Mapping)) else ()
     return kind, names, *[_outline(child, others) for child in children]
 
 

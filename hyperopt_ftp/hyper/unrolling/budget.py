@@ -31,11 +31,14 @@ def graphs_fit(problem: InnerProblem, inputs: TrainInputs, left: int) -> bool:
 
     A gradient with its graph takes about four times that, and an update about eight tensors for each param.
     """
+    if not isinstance(inputs.batches, (list, tuple)):
+        return False  # each step may be given the same memory, and a graph does not copy it
+    left += problem.before
+    if left == 1:
+        return True
     weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(inputs.params))
     (each,) = problem.agreed([4 * (problem.guards.verdict.bytes_made if problem.guards else 0) + 8 * weights])
-    left += problem.before
-    # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
-    return (left == 1 or left * each <= SMALL) and isinstance(inputs.batches, (list, tuple))
+    return left * each <= SMALL
 
 
 class Sizes(NamedTuple):
