@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import tree
 
 from .problems import batches, central_differences, loss, start
 
@@ -28,6 +29,12 @@ HIDING = {name: x for name, x in (EXACT | OTHERS).items() if name not in ("unrol
 #: One that keeps graphs, one whose node makes steps again, and tangents: guards tell no more of them apart.
 every_way = pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
 every_exact = pytest.mark.parametrize("strategy", EXACT.values(), ids=EXACT)
+#: Derivatives by torch.func, of a function of one tensor or tree; forward mode along ones.
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (tree.map_tree(torch.ones_like, x),))[1],
+}
+every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 every_strategy = pytest.mark.parametrize("strategy", [*EXACT.values(), *OTHERS.values()], ids=[*EXACT, *OTHERS])
 #: The training has not converged here, and Implicit says so; or by definition does not depend on lr.
 not_converged = pytest.mark.filterwarnings("ignore:Implicit. training:UserWarning", "ignore:the hyperg:UserWarning")

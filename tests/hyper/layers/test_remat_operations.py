@@ -10,11 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 
-f64 = torch.float64
-
-
-def real(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=f64, generator=torch.Generator().manual_seed(seed + sum(shape)))
+from .problems import f64, real
 
 
 def positive(n: int) -> Tensor:
