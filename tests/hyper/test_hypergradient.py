@@ -205,6 +205,17 @@ def test_what_is_not_finite_is_told(lr, over, what):
     assert told[0].filename == __file__
 
 
+def test_large_entries_are_finite_though_their_sum_is_not():
+    def slope(c):
+        return hft.hypergradient(
+            hft.sgd(lr=0.1), lambda w, x: 0 * w.sum() + x, lambda w: c * w.sum(), at, data, "params"
+        )
+
+    at, data = torch.zeros(2), [torch.tensor(3e38)] * 2
+    assert torch.equal(slope(3e38)[1]["params"], torch.full((2,), 3e38))
+    assert torch.equal(hft.train(hft.sgd(lr=0.1), lambda w, x: 0 * w.sum() + x, at, data).losses, torch.stack(data))
+
+
 def test_a_warning_names_the_line_that_calls():
     def tuned():
         return hft.hypergradient(SGD, loss, lambda p: f64(1.0), start(), DATA, "lr")

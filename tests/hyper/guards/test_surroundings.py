@@ -289,6 +289,7 @@ CHANGES: dict[str, Callable[[bool], Any]] = {
     "a default": lambda on: lambda extra=on: extra,
     "a default by name": lambda on: lambda *, extra=on: extra,
     "an attribute of the function": lambda on: with_attribute(closing_over(0), "writes", on),
+    "what a built-in method belongs to": lambda on: closing_over({"on": on}.get),
     "a partial": lambda on: functools.partial(no, on),
     "a global": reading_a_global,
     "which function is first": lambda on: closing_over([yes if on else no, yes, no]),
