@@ -223,14 +223,12 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
             f"hparams must be a dict with names among {sorted(default)}, got {names}{hints}; the rest is the "
             "optimizer's own, and the loss's are under 'loss'"
         )
-    return {name: _as_tensors(given, given[name]) if name in given else value for name, value in default.items()}
-
-
-def _as_tensors(given: dict[str, Any], value: Any) -> Any:
-    """An hparam with plain numbers as tensors. What holds none comes back at once: each update asks."""
-    if isinstance(value, Tensor) or all(isinstance(x, Tensor) for x in tree.leaves(value)):
-        return value
-    return tree.map_tree(partial(_as_hparam, given), value)
+    found = {**default, **given}  # in the order of the default
+    # What holds no numbers stays as it is: each update asks.
+    for name, value in given.items():
+        if not isinstance(value, Tensor) and not all(isinstance(x, Tensor) for x in tree.leaves(value)):
+            found[name] = tree.map_tree(partial(_as_hparam, given), value)
+    return found
 
 
 def _as_hparam(given: dict[str, Any], value: Any) -> Tensor:

@@ -131,6 +131,7 @@ def by_rule(
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
     counted, names, absent = "step" in fields, frozenset(keeps), dict.fromkeys(fields, ())
+    paired = any(counts.values())
 
     def flat(h: dict[str, Any]) -> list[Any]:
         h = complete(h, default)  # in this order, also of a strategy that gives them anew
@@ -140,6 +141,8 @@ def by_rule(
         return [x for name, value in h.items() for x in (value if counts[name] else [value])]
 
     def by_name(numbers: Sequence[Any]) -> Numbers:
+        if not paired:  # as most have it
+            return dict(zip(counts, numbers, strict=False))
         rest = iter(numbers)
         return {name: tuple(next(rest) for _ in range(n)) if n else next(rest) for name, n in counts.items()}
 

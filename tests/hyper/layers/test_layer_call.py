@@ -87,7 +87,7 @@ def test_objects_that_hold_tensors():
         box.inside["a"] = [w.detach()]
         return w.sin()
 
-    for layer, box in [(lambda box, w: w.sin(), Box(X)), (fills, Box())]:
+    for layer, box in [(lambda box, w: w.sin(), Box(X)), (lambda box, w: w.sin(), Box(Box(Box(X)))), (fills, Box())]:
         with pytest.raises(TypeError, match="holds tensors, a Box"):
             hft.remat(layer, box, w)
     assert hft.remat(lambda box, w: w.sin(), Box(), w).equal(W.sin())
