@@ -272,3 +272,15 @@ def test_what_a_solver_left_undone_in_a_small_entry_is_seen(off, many):
 def test_values_at_a_solution_where_the_derivative_is_singular():
     with torch.no_grad():
         assert hft.root(lambda x, t: (x - t) ** 2, ZERO, ONE, solve=lambda x, t: t).equal(ONE)
+
+
+@pytest.mark.parametrize("solve", [hft.root, hft.fixed_point])
+def test_it_stops_where_it_has_arrived(solve):
+    calls = []
+
+    def linear(x, t):
+        calls.append(x)
+        return x - t if solve is hft.root else t + 0 * x
+
+    assert torch.equal(solve(linear, ZERO, ONE), ONE)
+    assert len(calls) < 10

@@ -19,7 +19,8 @@ from ...types import HParams, Optimizer, Params, State, UpdateFn
 
 #: Weights up to which they are carried as one vector: where there are more, an operation for each tensor costs little.
 MOST = 2**20
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter}
+_KIND, _IS_NESTED = attrgetter("dtype", "device"), attrgetter("is_nested")
 _LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _WIDE = (torch.float32, torch.float64)
 
@@ -161,14 +162,10 @@ def carry_of(
 
 
 def _fits(rule: EntryRule, leaves: list[Tensor], state: Any, init: Any) -> bool:
-    count = 0
-    if not leaves:
+    kinds = set(map(_KIND, leaves))
+    if len(kinds) != 1 or not _PLAIN.issuperset(map(type, leaves)) or any(map(_IS_NESTED, leaves)):
         return False
-    for x in leaves:
-        if type(x) not in _PLAIN or x.dtype != leaves[0].dtype or x.device != leaves[0].device or x.is_nested:
-            return False
-        count += x.numel()
-    if leaves[0].dtype not in _WIDE or count > MOST:
+    if leaves[0].dtype not in _WIDE or sum(map(Tensor.numel, leaves)) > MOST:
         return False
     # Arithmetic of a 0-d weight and a float64 number is float64.
     if leaves[0].dtype != torch.float64 and len(leaves) < rule.join_from and 0 in [x.ndim for x in leaves]:
@@ -181,6 +178,5 @@ def _fits(rule: EntryRule, leaves: list[Tensor], state: Any, init: Any) -> bool:
     shapes = [x.shape for x in leaves]
     columns = [tree.leaves(getattr(state, name)) for name in rule.keeps]
     rows = [x for column in columns for x in column]
-    like = leaves[0].dtype, leaves[0].device
-    plain = all(type(x) in _PLAIN and (x.dtype, x.device) == like for x in rows)
+    plain = _PLAIN.issuperset(map(type, rows)) and kinds.issuperset(map(_KIND, rows))
     return plain and all([x.shape for x in column] == shapes for column in columns)

@@ -38,6 +38,12 @@ PARAMS_MEANT = {
 FROZEN = r"params has '0.weight', a parameter with requires_grad=False.* if p.requires_grad}.*hft.partition with hft.fr"
 
 
+@pytest.mark.parametrize(("update", "takes"), [(lambda g, s=0: g, "2 arguments"), (lambda g, *, s: g, "1 argument$")])
+def test_an_update_that_cannot_be_called_is_an_error_with_its_count(update, takes):
+    with pytest.raises(TypeError, match=f"optimizer.update is called as update.*, but takes {takes}"):
+        hft.train(SGD._replace(update=update), module_loss(half_frozen()), {}, DATA)
+
+
 @pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
 def test_frozen_parameters_are_not_trained_without_a_word(training):
     net = half_frozen()
