@@ -20,6 +20,10 @@ from .by_tensor import acts_by_tensor, back_by_tensor
 from .points import Checkpoint, Checkpoints
 
 
+#: Steps that are compared together: of many short ones, what is compared takes more memory than the points.
+_AT_ONCE = 64
+
+
 class _Kept(NamedTuple):
     """The gradient of a step, with its graph."""
 
@@ -164,8 +168,9 @@ class EagerSteps:
 
     def compare(self) -> None:
         """Raise if a step that was made again is another one than it was."""
-        if self._pairs:
-            refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+        pairs, self._pairs = self._pairs, []
+        if pairs:
+            refuse_other_steps(pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
     def _gradient(self, problem: InnerProblem, k: int, params: Params, graph: bool) -> tuple[Gradient, list[Tensor]]:
         """The gradient of step k, and the leaves of its batch."""
@@ -181,3 +186,5 @@ class EagerSteps:
         if k in self._prints:  # else its graph was kept
             self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
             self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
+        if len(self._pairs) == _AT_ONCE:
+            self.compare()

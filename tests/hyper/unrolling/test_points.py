@@ -313,6 +313,16 @@ def test_what_was_dropped_on_the_way_back_is_there_for_another_one():
         assert rows[0] == rows[1]
 
 
+def test_steps_that_are_made_again_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch):
+    """What is compared of a thousand steps would take more memory than 32 points."""
+    found, refuse = [], eager.refuse_other_steps
+    monkeypatch.setattr(
+        eager, "refuse_other_steps", lambda pairs, dtype: (found.append(len(pairs)), refuse(pairs, dtype))
+    )
+    call(Counted(), 150, PLAIN)
+    assert found == [64, 64, 22]
+
+
 def test_what_the_outer_loss_does_not_use_has_a_cotangent_without_memory():
     """Zeros for two moments would be as large as they are."""
     given: list[Tensor] = []
