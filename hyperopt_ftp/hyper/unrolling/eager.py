@@ -19,7 +19,6 @@ from ..core.vjp import pull_columns
 from .by_tensor import acts_by_tensor, back_by_tensor
 from .points import Checkpoint, Checkpoints
 
-
 #: Steps that are compared together: of many short ones, what is compared takes more memory than the points.
 _AT_ONCE = 64
 
