@@ -210,7 +210,7 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
 
     Tensors pass as they are: what shapes an hparam may have is for its user to say.
     """
-    if given is None or given is default:
+    if given is None:
         return default
     if not isinstance(given, dict) or not given.keys() <= default.keys():
         names = sorted(given) if isinstance(given, dict) else type(given).__name__

@@ -44,6 +44,17 @@ def test_an_update_that_cannot_be_called_is_an_error_with_its_count(update, take
         hft.train(SGD._replace(update=update), module_loss(half_frozen()), {}, DATA)
 
 
+def test_a_number_that_was_put_among_the_defaults_is_tuned_as_one_that_is_given():
+    def slope(opt, hparams):
+        return hft.hypergradient(opt, lambda w, x: (w * x).square().sum(), torch.sum, one, [one], "lr", hparams)[1][
+            "lr"
+        ]
+
+    opt, one = hft.sgd(lr=0.1), torch.ones(2, dtype=F64)
+    opt.hparams["lr"] = 0.3
+    assert torch.equal(slope(opt, opt.hparams), slope(hft.sgd(), {"lr": 0.3}))
+
+
 @pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
 def test_frozen_parameters_are_not_trained_without_a_word(training):
     net = half_frozen()
