@@ -180,23 +180,31 @@ def trained_by(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -
     if str(type(strategy).__module__).startswith(_PACKAGE):
         return strategy(problem, inputs)
     found = differentiable_steps(problem, inputs, strategy)
-    _check_outputs(type(strategy).__name__, found, inputs)
+    _check_outputs(type(strategy).__name__, found, problem, inputs)
     return found
 
 
-def _check_outputs(name: str, found: Any, inputs: TrainInputs) -> None:
+def _check_outputs(name: str, found: Any, problem: InnerProblem, inputs: TrainInputs) -> None:
     if not isinstance(found, TrainOutputs):
         raise TypeError(f"{name} must return TrainOutputs(params, state, losses), got a {type(found).__name__}")
     given = tree.Structure(inputs.params)
     params = tree.fitted(found.params, given)
-    if params is None or any(getattr(x, "shape", None) != y.shape for x, y in zip(params, given.leaves, strict=True)):
-        raise ValueError(f"{name} must return TrainOutputs with params of the structure and shapes of inputs.params")
+    if params is None or [*map(_kind, params)] != [*map(_kind, given.leaves)]:
+        raise ValueError(
+            f"{name} must return TrainOutputs with params of the structure, shapes and dtypes of inputs.params"
+        )
     count, losses = len(inputs.batches), found.losses
     if not isinstance(losses, Tensor) or losses.shape != (count,):
         got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
         raise ValueError(
             f"{name} must return the training losses as a tensor of shape ({count},), one a step, got {got}"
         )
+    if found.state is None and problem.begun(inputs).state is not None:
+        raise ValueError(f"{name} must return the state in which training ended, got TrainOutputs with state=None")
+
+
+def _kind(x: Any) -> tuple[Any, Any]:
+    return getattr(x, "shape", None), getattr(x, "dtype", None)
 
 
 def few_steps(problem: InnerProblem, inputs: TrainInputs, count: int = STEADY) -> tuple[InnerProblem, TrainInputs]:

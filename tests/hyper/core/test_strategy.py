@@ -95,10 +95,18 @@ def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):
         torch.func.grad(f)(LR) if transform else f(LR.clone().requires_grad_()).backward()
 
 
-@pytest.mark.parametrize("params", [[W], {"w": W[:1]}], ids=["structure", "shape"])
-def test_params_of_another_form_are_refused(params):
+ENDS = {
+    "structure": ([W], "params of the structure, shapes and dtypes of "),
+    "shape": ({"w": W[:1]}, "params of the structure, shapes and dtypes of "),
+    "dtype": ({"w": W.float()}, "params of the structure, shapes and dtypes of "),
+    "no state": ({"w": W}, "the state in which training ended, got TrainOutputs with state=None"),
+}
+
+
+@pytest.mark.parametrize(("params", "text"), ENDS.values(), ids=ENDS)
+def test_an_end_of_another_form_is_refused(params, text):
     says = Says(result=TrainOutputs(params, None, torch.zeros(3)))
-    with pytest.raises(ValueError, match="Says must return TrainOutputs with params of the structure and shapes of "):
+    with pytest.raises(ValueError, match=f"^Says must return (TrainOutputs with )?{text}"):
         hft.train(hft.sgd(), lambda p, x: line(p["w"], x), {"w": W}, [W] * 3, strategy=says)
 
 
