@@ -14,7 +14,7 @@ from torch.func import grad
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored import project, row_norm
 
-from ..support.draws import normal, seeds, shapes
+from ..support.draws import dtypes, normal, seeds, shapes
 
 FLOOR = 1e-8  # in each norm
 
@@ -88,12 +88,7 @@ def test_in_l1_two_points_may_move_apart():
     assert row_norm(moved) > 1.8 * row_norm(a - b)
 
 
-@given(
-    shape=shapes,
-    norm=norms,
-    seed=seeds,
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-)
+@given(shape=shapes, norm=norms, seed=seeds, dtype=dtypes)
 def test_radius_0_is_the_anchor_and_infinity_the_weights_in_any_dtype(shape, norm, seed, dtype):
     w0, w = (x.to(dtype) for x in points(shape, seed))
     for radius, want in ((0.0, w0), (math.inf, w0 + (w - w0))):
