@@ -101,7 +101,7 @@ def entry_of(where: str, value: float):
 
     def spoil(params) -> None:
         for p in (params[0], params[4]):
-            (p.grad if where == "gradient" else p.data)[0, ..., 1] = value
+            getattr(p, where)[0, ..., 1] = value
 
     return spoil
 
@@ -143,7 +143,7 @@ def assert_alike(sides, eps: float) -> None:
 @settings(max_examples=40)
 @given(
     method=methods(MANY), seed=seeds, size=st.none() | st.integers(1, 20), zero=st.booleans(), dtype=dtypes,
-    spoil=st.none() | st.builds(entry_of, st.sampled_from(["gradient", "data"]), st.sampled_from([torch.nan, torch.inf])),
+    spoil=st.none() | st.builds(entry_of, st.sampled_from(["grad", "data"]), st.sampled_from([torch.nan, torch.inf])),
 )  # fmt: skip
 def test_many_tensors_at_once_are_the_rule(method, seed, size, zero, dtype, spoil):
     """Whole and cut into pieces of any size, also with entries that are not finite."""
