@@ -43,8 +43,6 @@ def test_a_file_of_plain_values_goes_on_bit_for_bit(
 ):
     """torch.load(weights_only=True); the state dicts are equal, then and later, and loading leaves the saved one."""
     row, options = chosen
-    if not at and "anchor" not in options:  # which a first step has yet to take: nothing is saved
-        at = 1
     params = parameters(shapes=sizes)
     opt = row.build(params, **options)
     step(params, opt, range(at), absent)
