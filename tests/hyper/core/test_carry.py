@@ -36,25 +36,6 @@ def leaves_of(x: Any) -> list[Tensor]:
     return [y for y in tree.leaves(x) if isinstance(y, Tensor)]
 
 
-@pytest.mark.parametrize(
-    "opt", [hft.adam(lr=0.01), hft.adamw(lr=0.01), hft.nadam(lr=0.01)], ids=["adam", "adamw", "nadam"]
-)
-def test_a_count_that_a_transform_wraps_is_one_of_double_precision(opt):
-    """A training that goes on with the state of another one, both inside of a transform: as one training."""
-    data, start = [torch.linspace(-1, 1, 3, dtype=F64) + 0.1 * k for k in range(6)], vectors(3)
-
-    def end(lr: Tensor, cuts: tuple[int, ...]) -> Tensor:
-        params, state = start, None
-        for a, b in zip((0, *cuts), (*cuts, 6), strict=True):
-            params, state, _ = hft.train(opt, quartic, params, data[a:b], hparams={"lr": lr}, state=state)
-        return quartic(params, data[0])
-
-    lr = torch.tensor(0.01, dtype=F64)
-    whole, parts = (torch.func.grad(end)(lr, cuts) for cuts in ((), (2, 4)))
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
-    torch.testing.assert_close(torch.func.vmap(lambda x: end(x, (3,)))(lr[None])[0], end(lr, ()), rtol=1e-13, atol=0)
-
-
 JOINED = {
     "sgd": (hft.sgd(lr=0.01, momentum=0.9, weight_decay=0.1), 5),
     "nesterov": (hft.sgd(lr=0.01, momentum=0.9, nesterov=True), 6),
