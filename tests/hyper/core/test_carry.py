@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,11 +67,11 @@ def result(opt: Any, count: int, strategy: Any, resumed: bool, per_layer: bool) 
     return [x.detach() for x in leaves_of(run)], [*slopes]
 
 
-@pytest.mark.parametrize("per_layer", [False, True], ids=["shared", "per layer"])
-@pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
-@pytest.mark.parametrize("name", JOINED)
-def test_one_vector_has_the_values_of_trees_bit_for_bit(name: str, resumed: bool, per_layer: bool):
+@settings(max_examples=24)
+@given(name=st.sampled_from(sorted(JOINED)), more=st.integers(0, 4), resumed=st.booleans(), per_layer=st.booleans())
+def test_one_vector_has_the_values_of_trees_bit_for_bit(name: str, more: int, resumed: bool, per_layer: bool):
     opt, count = JOINED[name]
+    count = min(count + more, 6)
     params = vectors(count)
     carried = carry_of(opt, params, opt.init(params) if resumed else None, opt.hparams, opt.update, steps=5)
     assert [len(x) for x in carried.begin()[0]] == [sum(w.numel() for w in params.values())]  # it is one
