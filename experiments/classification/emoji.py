@@ -133,8 +133,8 @@ def silhouette(outline: np.ndarray) -> np.ndarray:
     from scipy.ndimage import binary_erosion, binary_fill_holes
 
     ink = 255 - outline[..., 0]
-    filled = binary_fill_holes(ink >= 64)
-    inside = binary_erosion(filled, np.ones((3, 3))) | (filled & (ink < 64))
+    filled = np.asarray(binary_fill_holes(ink >= 64), bool)
+    inside = np.asarray(binary_erosion(filled, np.ones((3, 3))), bool) | (filled & (ink < 64))
     return np.where(inside, 255, ink)[..., None].astype(np.uint8)
 
 

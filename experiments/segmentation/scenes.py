@@ -20,18 +20,18 @@ from experiments.common.corruptions import SEVERITIES, corrupt
 from experiments.common.errors import folder_of
 
 PHOTOGRAPHS = {
-    "train": {
-        "skimage/data": ("chelsea.png", "coffee.png", "hubble_deep_field.jpg", "brick.png", "grass.png"),
-        "sklearn/datasets/images": ("flower.jpg",),
-    },
-    "test": {
-        "skimage/data": ("astronaut.png", "rocket.jpg", "camera.png", "gravel.png", "coins.png"),
-        "sklearn/datasets/images": ("china.jpg",),
-    },
-}
+    "train": (
+        "skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/hubble_deep_field.jpg",
+        "skimage/data/brick.png", "skimage/data/grass.png", "sklearn/datasets/images/flower.jpg",
+    ),
+    "test": (
+        "skimage/data/astronaut.png", "skimage/data/rocket.jpg", "skimage/data/camera.png",
+        "skimage/data/gravel.png", "skimage/data/coins.png", "sklearn/datasets/images/china.jpg",
+    ),
+}  # fmt: skip
 SHORTER = 256  # pixels of a photograph's shorter side; a scene shows a square of it
 MOST = 4  # emoji in a scene
-SIDES = (0.35, 0.8)  # of an emoji, as a share of the scene's
+SIDES = (0.5, 0.9)  # of an emoji, as a share of the scene's
 BEYOND = 0.1  # the share of an emoji's side that may be outside the scene
 
 
@@ -62,20 +62,18 @@ class Scenes:
         return replace(self, images=images)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.images.numpy().tobytes() + self.masks.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return hashlib.sha256(self.images.numpy().tobytes() + self.masks.numpy().tobytes()).hexdigest()[:16]
 
 
 def photographs(part: str) -> list[Tensor]:
     """Those of `train` or `test`, [3, h, w]."""
     found = []
-    for folder, names in PHOTOGRAPHS[part].items():
-        package, _, below = folder.partition("/")
-        for name in names:
-            with Image.open(folder_of(package, "scenes") / below / name) as opened:
-                scale = SHORTER / min(opened.size)
-                smaller = opened.convert("RGB").resize([round(scale * side) for side in opened.size], 3)
-            found.append(rearrange(torch.from_numpy(np.array(smaller)), "h w rgb -> rgb h w").float())
+    for name in PHOTOGRAPHS[part]:
+        package, _, file = name.partition("/")
+        with Image.open(folder_of(package, "scenes") / file) as opened:
+            sides = [round(SHORTER * side / min(opened.size)) for side in opened.size]
+            smaller = np.array(opened.convert("RGB").resize(sides, Image.Resampling.BICUBIC))
+        found.append(rearrange(torch.from_numpy(smaller), "h w rgb -> rgb h w").float())
     return found
 
 
@@ -121,7 +119,8 @@ def cut(photograph: Tensor, share: float, x: float, y: float, size: int) -> Tens
 
 def paste(image: Tensor, mask: Tensor, drawing: Tensor, label: int, side: int, top: int, left: int) -> None:
     """Put a drawing [4, h, w], colours on white and alpha, over a scene, which may cut it."""
-    smaller = resized(torch.cat([drawing[:3] + drawing[3:] - 255, drawing[3:]]), side)  # colours times alpha, alpha
+    colours = (drawing[:3] + drawing[3:] - 255).clamp(min=0)  # times alpha; both were resized on their own
+    smaller = resized(torch.cat([colours, drawing[3:]]), side)
     rows, columns = (slice(max(0, at), at + side) for at in (top, left))
     inside = smaller[:, max(0, -top) :, max(0, -left) :][:, : len(mask) - rows.start, : len(mask) - columns.start]
     over = inside[3:] / 255

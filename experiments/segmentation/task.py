@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.classification.data import limit_items, split
-from experiments.classification.emoji import emoji_pictures
+from experiments.classification.emoji import CLASSES, emoji_pictures
 from experiments.common.corruptions import CORRUPTIONS
 from experiments.common.errors import InputError
-from experiments.common.options import VALIDATION, AnchorOptions, digest, option
+from experiments.common.options import VALIDATION, AnchorOptions, check_names, check_share, digest, option
 from experiments.common.progress import Progress
-from experiments.common.task import Part, summed_up
+from experiments.common.task import Part
 from experiments.segmentation.model import Segmenter, mean_iou, overlaps
 from experiments.segmentation.scenes import Scenes, compose, photographs
 
+STARTS = {
+    "styles": "Scenes of emoji, from a network trained on scenes of other emoji in all styles",
+    "imagenet": "Scenes of emoji, from ImageNet's encoder and a new decoder",
+}
 BACKGROUND = 0.2  # weight of a pixel of the background in the loss, against 1 for one of an emoji
 
 
@@ -29,8 +33,7 @@ class Config(AnchorOptions):
     anchor_head = 10.0
     anchor_batch_size = 16
 
-    # The whole network trained beforehand on scenes of other emoji in all styles; or ImageNet's encoder and a new
-    # decoder.
+    # The whole network trained beforehand on scenes of other emoji; or ImageNet's encoder and a new decoder.
     anchor: Literal["styles", "imagenet"] = "styles"
     limit: int | None = None  # use only so many emoji, for a quick try
     epochs: int = 3  # passes over the fine-tuning scenes
@@ -40,14 +43,16 @@ class Config(AnchorOptions):
     scenes: int = 320  # to fine-tune on
     labels: float = 1.0  # the share of these that is kept
     pretrain_scenes: int = 2000  # of the anchor's training
-    test_scenes: int = 300  # in each test
+    anchor_epochs: int = 5  # passes over them
+    anchor_lr: float = 1e-3  # first learning rate of the anchor
+    test_scenes: int = 120  # in each test
 
     def check(self) -> None:
         super().check()
-        if self.anchor not in ("styles", "imagenet"):
-            raise InputError(f"--anchor {self.anchor}: the anchors are styles and imagenet")
-        if self.size % 32:
-            raise InputError(f"{option('size')} {self.size}: must be a multiple of 32, the stride of the encoder")
+        check_names("anchor", (self.anchor,), STARTS)
+        if self.size % 32 or self.size > 224:  # 256 * 256 pixels are no uint16
+            raise InputError(f"{option('size')} {self.size}: must be a multiple of 32, the encoder's stride, up to 224")
+        check_share(self.labels, self.scenes, len(CLASSES))
 
 
 class SegmentationTask:
@@ -58,18 +63,17 @@ class SegmentationTask:
     by_class = False
 
     def __init__(self, config: Config, cache: Path, progress: Progress) -> None:
-        self.device, self.size = torch.device(config.device), config.size
+        self.device, self.size, self.start = torch.device(config.device), config.size, STARTS[config.anchor]
         emoji = emoji_pictures(cache, progress, alpha=True)
         if config.limit is not None:
             emoji = limit_items(emoji, config.limit, config.split_seed)
         of = split(emoji, config.split_seed)
-        self.classes = 1 + len(emoji.classes)  # the background is one
-        self.emoji = {part: len(set(some.items)) for part, some in of.items()}
+        self.classes = 1 + len(CLASSES)  # the background is one
         known, new = photographs("train"), photographs("test")
         every, (own, *others) = range(len(emoji.domain_names)), emoji.domain_names
         seed, name = 3 * config.split_seed, str(config.split_seed)
         pool = compose(of["finetune"], [0], known, name, config.scenes, config.size, seed)
-        kept = round(config.labels * config.scenes)
+        kept = check_share(config.labels, config.scenes, len(CLASSES))
         held = round(VALIDATION * kept)
         self.scenes = {"finetune": pool.take(0, kept)}
         if config.holds_out:
@@ -89,7 +93,8 @@ class SegmentationTask:
         self.parts: Mapping[str, Part] = {part: Part(len(some.groups), some.draw) for part, some in self.scenes.items()}
 
     def fingerprint(self) -> str:
-        return "-".join(some.fingerprint() for some in (*self.scenes.values(), *self.tests.values()))
+        fine = self.scenes["finetune"]  # what is held out is of it
+        return "-".join(some.fingerprint() for some in (fine, *self.tests.values()))
 
     def pretrain_fingerprint(self) -> str:
         return digest({"scenes": self.scenes["pretrain"].fingerprint()})
