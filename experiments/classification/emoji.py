@@ -22,6 +22,7 @@ from experiments.classification.data import Pictures
 from experiments.common import checkpoint
 from experiments.common.errors import InputError, folder_of
 from experiments.common.progress import Progress
+from experiments.common.reading import upright
 
 SIZE = 64
 STYLES = ("Twemoji", "OpenMoji", "Noto outline")
@@ -76,10 +77,6 @@ def _files(folder: Path, suffix: str) -> dict[str, Path]:
     return {spelled(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 def _square(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
 
@@ -120,11 +117,11 @@ class OutlineFont:
 
 def _twemoji(file: Path) -> np.ndarray:
     with Image.open(file) as opened:
-        return _square(ImageOps.expand(_on_white(opened.convert("RGBA")), border=2, fill="white"))
+        return _square(ImageOps.expand(upright(opened), border=2, fill="white"))
 
 
 def _openmoji(file: Path) -> np.ndarray:
-    return _square(_on_white(_drawn(svg_path=str(file))))
+    return _square(upright(_drawn(svg_path=str(file))))
 
 
 def _drawn(**svg: Any) -> Image.Image:
@@ -189,6 +186,6 @@ def fluent_pictures(file: Path, pictures: Pictures) -> Pictures:
     there = [row for row, item in enumerate(pictures.items) if name_of.get(item) in icons["icons"]]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {icons["width"]} {icons["height"]}">'
     bodies = [icons["icons"][name_of[pictures.items[row]]]["body"] for row in there]
-    drawn = np.stack([_square(_on_white(_drawn(svg_string=f"{head}{body}</svg>"))) for body in bodies])
+    drawn = np.stack([_square(upright(_drawn(svg_string=f"{head}{body}</svg>"))) for body in bodies])
     chosen = replace(pictures.select(torch.tensor(there)), domain_names=("Fluent",))
     return replace(chosen, images=rearrange(torch.from_numpy(drawn), "n h w rgb -> n rgb h w").contiguous())

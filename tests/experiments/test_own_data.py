@@ -1,0 +1,163 @@
+"""Pictures of one's own, with a network by its name: whole runs on a folder that a test draws, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+timm = pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+
+from experiments.classification.own import box_of, own_pictures
+from experiments.classification.paper import PAPERS, SOURCES
+from experiments.classification.study import STUDY, make_task
+from experiments.classification.task import Config
+from experiments.common.errors import InputError
+from experiments.common.named import named_network
+from tests.experiments.running import ran, refused, results
+
+DOMAINS, CLASSES, EACH = ("photo", "sketch"), ("cat", "dog", "emu"), 8
+TINY = ("--network", "test_resnet", "--size", "64", "--batch-size", "8", "--epochs", "1", "--seeds", "0")
+
+
+def picture(file: Path, number: int, side: int = 40) -> None:
+    """Noise whose mean colour tells the number."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 60, (side, side + 8, 3))
+    pixels[..., number % 3] += 150
+    Image.fromarray(pixels.astype(np.uint8)).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for domain in DOMAINS:
+        for label, title in enumerate(CLASSES):
+            for number in range(EACH):
+                suffix = "png" if number % 2 else "jpg"
+                picture(tmp_path / "own" / domain / title / f"{domain} {number}.{suffix}", label)
+    return tmp_path / "own"
+
+
+def weights(file: Path, name: str = "test_resnet") -> Path:
+    """As if pre-trained, with a classifier of its own."""
+    torch.manual_seed(7)
+    torch.save(timm.create_model(name).state_dict(), file)
+    return file
+
+
+def test_a_run_and_the_same_one_after_a_stop(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--data", str(folder), *TINY, "--anchor", "imagenet", "--checkpoint", str(weights(tmp_path / "w.pt")))
+    given = (*given, "--method", "adamw", "ftp")
+    whole = ran(STUDY, *given, "--out", "whole")
+    assert whole.status == 0
+    found = results(Path("whole"))
+    assert set(found) == {"adamw-seed0", "ftp-seed0"}
+    assert set(found["ftp-seed0"]["scores"]) == set(DOMAINS)
+    assert ran(STUDY, *given, "--out", "half", stop_before="ftp, seed 0").status == 130
+    assert ran(STUDY, *given, "--out", "half").begun == ["ftp, seed 0"]
+    assert results(Path("half"), "peak", "images") == results(Path("whole"), "peak", "images")
+    report = Path("whole/report.md").read_text()
+    assert "Fine-tuned on photo alone, from the weights of test_resnet (w.pt, " in report
+
+
+def test_an_anchor_of_random_weights_is_trained_in_all_domains_and_the_report_says_so(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--data", str(folder), *TINY, "--domain", "sketch", "--method", "linear", "--anchor-epochs", "1")
+    assert ran(STUDY, *given, "--out", "run").status == 0
+    assert "from the weights of test_resnet (random)" in Path("run/report.md").read_text()
+    content = json.loads(Path("run/metrics.json").read_text())
+    assert set(content["anchor"]["scores"]) == set(DOMAINS)
+    assert content["data"]["id_domain"] == "sketch"
+
+
+def test_what_is_drawn_is_what_lies_there(folder, quiet):
+    """In the middle without a generator; and of it a part, by the generator alone."""
+    pictures, own = own_pictures(Config(data=str(folder), size=32), quiet)
+    assert len(pictures.items) == len(DOMAINS) * len(CLASSES) * EACH
+    shown = own.read(pictures.images)
+    assert shown.shape == (len(pictures.items), 3, 32, 32)
+    assert torch.equal(shown.float().mean((2, 3)).argmax(1), pictures.labels)  # the colour is the class
+    assert torch.equal(own.read(torch.tensor([[3, 1]])), shown[[3, 1]][None])
+    drawn = [own.read(torch.arange(4), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_part_of_a_picture_lies_inside_and_has_its_share():
+    assert box_of(80, 40, None) == (22.5, 2.5, 57.5, 37.5)
+    for draw in torch.rand(200, 5, generator=torch.Generator().manual_seed(0)).tolist():
+        left, top, right, bottom = box_of(90, 50, draw)
+        assert 0 <= left < right <= 90
+        assert 0 <= top < bottom <= 50
+        assert (right - left) * (bottom - top) <= (0.08 + 0.92 * draw[0]) * 90 * 50 + 1e-6
+        if right - left < 90 and bottom - top < 50:
+            assert (right - left) * (bottom - top) == pytest.approx((0.08 + 0.92 * draw[0]) * 90 * 50)
+
+
+def test_a_network_by_name(tmp_path):
+    """timm's, torchvision's, and CLIP's projection, which is kept: the head is zero, all else is as in the file."""
+    for name, projection in (("test_resnet", None), ("test_resnet", 5), ("shufflenet_v2_x0_5", None)):
+        model = named_network(name, 3, 64, None, projection)
+        assert model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).tolist() == [[0.0] * 3] * 2
+        assert model.classifier.in_features == (projection or model.classifier.in_features)
+        own = {parameter for layer in model.layers for parameter in layer}
+        assert own | {"classifier.weight", "classifier.bias"} == {parameter for parameter, _ in model.named_parameters()}
+    whole = torch.load(weights(tmp_path / "w.pt"), weights_only=True)
+    moco = {f"module.base_encoder.{name}": value for name, value in whole.items()}
+    torch.save({"state_dict": moco | {"module.momentum_encoder.x": torch.ones(1)}}, tmp_path / "moco.tar")
+    for file in ("w.pt", "moco.tar"):
+        loaded = named_network("test_resnet", 3, 64, tmp_path / file, None).backbone.state_dict()
+        assert all(torch.equal(value, whole[name]) for name, value in loaded.items())
+        assert len(whole) == len(loaded) + 2  # the classifier
+
+
+def test_the_largest_logit_among_a_domains_classes_counts(folder, quiet):
+    """As ImageNet-A and -R have 200 classes of 1,000."""
+    for file in (folder / "sketch" / "cat").iterdir():
+        file.unlink()
+    (folder / "sketch" / "cat").rmdir()
+    task = make_task(Config(data=str(folder), paper="imagenet", network="test_resnet", size=64), folder, quiet)
+
+    class Cat(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([3.0, 1.0, 2.0]).expand(len(images), -1)
+
+    found = task.answers(Cat())
+    assert set(found["photo"].tolist()) == {0}
+    assert set(found["sketch"].tolist()) == {2}
+    with pytest.raises(InputError, match="the domain sketch lacks the class cat"):
+        own_pictures(Config(data=str(folder)), quiet)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_papers_settings_and_what_is_given_besides(paper, folder, tmp_path):
+    """Every rate is the only one of its method; what no source states is named in the report."""
+    file = weights(tmp_path / "w.pt")
+    config = STUDY.read(["--paper", paper, "--data", str(folder), "--checkpoint", str(file), "--epochs", "2"]).config
+    config.check()
+    assert config.epochs == 2
+    for name, value in PAPERS[paper].items():
+        assert name == "epochs" or getattr(config, name) == value
+    assert [len(config.rates_of(method)) for method in config.methods] == [1, 1, 1]
+    assert "Chosen here: " in SOURCES[paper]
+
+
+def test_the_papers_methods_in_a_run(folder, tmp_path, monkeypatch):
+    """SGD, FTPSGD at their own rates, none chosen, the gradient clipped."""
+    monkeypatch.chdir(tmp_path)
+    (folder / "photo").rename(folder / "real")
+    given = ("--paper", "domainnet", "--data", str(folder), *TINY, "--checkpoint", str(weights(tmp_path / "w.pt")))
+    given = (*given, "--projection", "1000", "--clip", "0.1", "--warm-up", "0.5", "--shares", "0.2", "0.5", "0.3")
+    assert ran(STUDY, *given, "--method", "sgd", "ftp_sgd", "--wider", "sgd", "0.1", "ftp_sgd", "1").status == 2
+    assert ran(STUDY, *given, "--out", "run").status == 0
+    found = results(Path("run"))
+    assert [found[f"{name}-seed0"]["lr"] for name in ("sgd", "ftp_sgd", "linear")] == [1e-3, 1e-2, 1e-3]
+    assert SOURCES["domainnet"] in Path("run/report.md").read_text()
+
+
+def own(*options: str) -> list[str]:
+    return ["--data", "own", *options]
