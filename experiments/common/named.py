@@ -46,7 +46,7 @@ def named_network(name: str, classes: int, size: int, checkpoint: Path | None, p
     from torchvision import models
 
     torch.manual_seed(0)
-    others = models.list_models(module=models)
+    others = models.list_models(module=models, exclude="googlenet")  # which has three outputs in training
     try:
         if timm.is_model(name):
             options: dict[str, Any] = {"num_classes": projection} if projection else {}

@@ -152,12 +152,89 @@ def test_the_papers_methods_in_a_run(folder, tmp_path, monkeypatch):
     (folder / "photo").rename(folder / "real")
     given = ("--paper", "domainnet", "--data", str(folder), *TINY, "--checkpoint", str(weights(tmp_path / "w.pt")))
     given = (*given, "--projection", "1000", "--clip", "0.1", "--warm-up", "0.5", "--shares", "0.2", "0.5", "0.3")
-    assert ran(STUDY, *given, "--method", "sgd", "ftp_sgd", "--wider", "sgd", "0.1", "ftp_sgd", "1").status == 2
     assert ran(STUDY, *given, "--out", "run").status == 0
     found = results(Path("run"))
     assert [found[f"{name}-seed0"]["lr"] for name in ("sgd", "ftp_sgd", "linear")] == [1e-3, 1e-2, 1e-3]
     assert SOURCES["domainnet"] in Path("run/report.md").read_text()
 
 
-def own(*options: str) -> list[str]:
-    return ["--data", "own", *options]
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--network resnet50", "--network: is for pictures of your own; give --data DIR, too"),
+        ("--paper imagenet", "--paper: is for pictures of your own; give --data DIR, too"),
+        ("--data none", "--data none is not a folder"),
+        ("--data own --pictures drawn", "--data is in place of --pictures"),
+        ("--data own --checkpoint w.pt", "--checkpoint: is for a --network"),
+        ("--data own --network resnet50 --anchor imagenet", "nothing is downloaded: give --checkpoint FILE"),
+        ("--data own --network resnet50 --checkpoint v.pt", "--checkpoint v.pt is not a file"),
+        ("--data own --paper domainnet", "nothing is downloaded: give --checkpoint FILE"),
+        ("--data own --clip 0", "--clip 0.0: give a share below 1, a norm above 0"),
+        ("--data own --wider ftp 0.1 ftp 0.2", "without --lrs there is nothing to choose from"),
+    ],
+)
+def test_wrong_options(options, said, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    assert refused(STUDY, *options.split())
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def only(folder: Path, *kept: str) -> None:
+    for domain in folder.iterdir():
+        if domain.name not in kept:
+            domain.rename(folder.parent / domain.name)
+
+
+def lost(folder: Path) -> None:
+    (folder / "sketch" / "dog").rename(folder.parent / "dog")
+
+
+def emptied(folder: Path) -> None:
+    (folder / "sketch" / "ant").mkdir()
+
+
+def no_picture(folder: Path) -> None:
+    (folder / "sketch" / "dog" / "9.jpg").write_bytes(b"GIF89a of a kind")
+
+
+def link_out(folder: Path) -> None:
+    picture(folder.parent / "secret.png", 0)
+    (folder / "sketch" / "dog" / "9.png").symlink_to(folder.parent / "secret.png")
+
+
+def huge(folder: Path) -> None:
+    Image.new("1", (10_000, 7_000)).save(folder / "photo" / "dog" / "9.png")
+
+
+def of_another_kind(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "photo" / "dog" / "9.png", format="TIFF")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "said"),
+    [
+        (lambda folder: only(folder), "", "the domains are none"),
+        (lambda folder: only(folder, "photo"), "", "the domains are photo"),
+        (lost, "", "the domain sketch lacks the class dog"),
+        (emptied, "", "Found no valid file for the classes ant"),
+        (no_picture, "", "sketch/dog/9.jpg (cannot identify image file"),
+        (link_out, "", "secret.png, outside of own; copy it there"),
+        (huge, "", "10000 x 7000 pixels, at most 65,000,000 are read"),
+        (of_another_kind, "", "formats: PNG, JPEG, WEBP, BMP, GIF"),
+        (None, "--domain clipart", "--domain clipart: the domains are photo, sketch"),
+        (None, "--network test_resnte", "lack it; did you mean 'test_resnet'?"),
+        (None, "--network test_vit3 --size 40", "makes no features of pictures of --size 40: Input height"),
+        (None, "--network test_resnet --checkpoint w.pt", "--checkpoint w.pt is of another network: "),
+        (None, "--network test_vit --size 160 --checkpoint code.pt", "cannot be read ("),
+    ],
+)
+def test_wrong_data_is_refused_before_any_training(spoil, options, said, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    weights(Path("w.pt"), "test_efficientnet")
+    if spoil is not None:
+        spoil(folder)
+    torch.save(torch.nn.Linear(2, 2), "code.pt")
+    found = ran(STUDY, "--data", "own", *options.split())
+    assert found.status == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert found.begun == []
