@@ -27,7 +27,8 @@ def parts_of(config: Config, pictures: Pictures) -> dict[str, Pictures]:
         pictures = limit_items(pictures, config.limit, config.split_seed)
     if config.domain is not None:
         pictures = pictures.led_by(config.domain)
-    return with_validation(split(pictures, config.split_seed, config.shares), config.holds_out, config.split_seed)
+    parts, seed = split(pictures, config.split_seed, config.shares), config.split_seed
+    return with_validation(parts, config.holds_out, seed, config.labels)
 
 
 def make_task(config: Config, cache: Path, progress: Progress) -> ClassificationTask:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.classification.data import SHARES, Pictures, flip_and_shift, hold_out
+from experiments.classification.data import SHARES, Pictures, fewer, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, answers
 from experiments.common.errors import InputError
 from experiments.common.options import VALIDATION, AnchorOptions, digest, option
@@ -31,6 +31,7 @@ class Config(AnchorOptions):
     limit: int | None = None  # use only so many items, for a quick try
     domain: str | None = None  # fine-tune on this one; None: on the first (Twemoji, mono, white)
     shares: tuple[float, float, float] = SHARES  # of the items: to train an anchor, to fine-tune, to test
+    labels: float = 1.0  # the share of the items to fine-tune on that is kept
     # Emoji are also tested in a style that no anchor has seen, from the file that `npm pack
     # @iconify-json/fluent-emoji-flat` fetches.
     fluent: str | None = None
@@ -70,9 +71,9 @@ class Config(AnchorOptions):
             raise InputError(f"--checkpoint {self.checkpoint} is not a file; give the weights of --network")
 
 
-def with_validation(parts: dict[str, Pictures], holds_out: bool, seed: int) -> dict[str, Pictures]:
-    """`finetune` in the first domain; and its parts `train` and `validation`, if any is held out."""
-    parts = {**parts, "finetune": parts["finetune"].of_domain(0)}
+def with_validation(parts: dict[str, Pictures], holds_out: bool, seed: int, labels: float = 1.0) -> dict[str, Pictures]:
+    """`finetune` in the first domain, that share of it; and its parts `train` and `validation`, if any is held out."""
+    parts = {**parts, "finetune": fewer(parts["finetune"].of_domain(0), labels, seed)}
     if holds_out:
         parts["train"], parts["validation"] = hold_out(parts["finetune"], VALIDATION, seed + 1)
     return parts

@@ -133,6 +133,14 @@ def check_fields(config: Any, **least: int) -> None:
                 raise InputError(f"{given}: must be a finite number above 0")
 
 
+def check_share(labels: float, examples: int, classes: int) -> int:
+    """How many examples a share of them is; fewer than classes are refused."""
+    if not 0 < labels <= 1 or (kept := round(labels * examples)) < classes:
+        least = f"{classes / examples:.2g}, where {examples} examples are of {classes} classes,"
+        raise InputError(f"--labels {labels:g}: must be at least {least} and at most 1")
+    return kept
+
+
 def check_names(name: str, given: tuple[str, ...], known: Any) -> None:
     """Refuse names that there are not."""
     if unknown := [x for x in given if x not in known]:

@@ -11,7 +11,17 @@ from experiments.common.report_kit import bullets, fixed, write
 from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
 from experiments.sensitivity.protocol import FOLDS, RESAMPLES
-from experiments.sensitivity.summary import AS_GOOD, all_scores, by_test, choices, in_brief, scores_of, table, widest
+from experiments.sensitivity.summary import (
+    AS_GOOD,
+    all_scores,
+    by_test,
+    choices,
+    groups_of,
+    in_brief,
+    scores_of,
+    table,
+    widest,
+)
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
@@ -69,12 +79,20 @@ def setting(content: dict) -> str:
 def about(content: dict, shown: str = "means over splits") -> str:
     """What was tested."""
     config, data = content["config"], content["data"]
-    sizes = {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
+    sizes = {name: len(groups_of(test)) for name, test in next(iter(data["tests"].values())).items()}
     own, *others = (f"{name} ({size})" for name, size in sizes.items())
     return (
-        f"{STARTS[config['anchor']]}. Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
+        f"{data.get('start') or STARTS[config['anchor']]}.{_few(config)} "
+        f"Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
         f"{', '.join(others)}. Scores are {data['metric']} in %, {shown} "
         f"{', '.join(map(str, config['seeds']))} of one pool."
+    )
+
+
+def _few(config: dict) -> str:
+    labels = config.get("labels", 1)
+    return (
+        "" if labels == 1 else f" Of the examples to fine-tune on {100 * labels:g} % are kept, in so many more passes."
     )
 
 
