@@ -122,7 +122,7 @@ class OwnTask(ClassificationTask):
         return self.folder.read(images)
 
     def fingerprint(self) -> str:
-        return f"{super().fingerprint()}-{digest(self.facts)}"
+        return f"{super().fingerprint()}-{digest({**self.facts})}"
 
     def pretrain_fingerprint(self) -> str:
         return digest({"pictures": self.pictures["pretrain"].fingerprint(), **self.facts})

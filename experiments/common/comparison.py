@@ -78,7 +78,11 @@ class Comparison:
         torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
         if (clip := options.clip) is not None:
-            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), clip) and None)
+
+            def clipped(*_: object) -> None:
+                clip_grad_norm_(model.parameters(), clip)
+
+            optimizer.register_step_pre_hook(clipped)
         of_means = [mean for name in followers(method, options.methods) if (mean := METHODS[name].mean) is not None]
         for share in of_means[:1]:
             keep_mean(optimizer, share)

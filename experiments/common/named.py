@@ -1,6 +1,7 @@
 """Networks by their name in timm or torchvision, with pre-trained weights from a file on this machine."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,25 @@ class Named(Network):
         self.backbone, self.classifier = backbone, nn.Linear(features, classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
-        self.scale = getattr(backbone, "pretrained_cfg", {"mean": MEAN, "std": STD})
-        layers: dict[str, list[str]] = {}
-        for name, _ in backbone.named_parameters(prefix="backbone"):
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
-        self.layers = list(layers.values())
+        known = getattr(backbone, "pretrained_cfg", {"mean": MEAN, "std": STD})
+        self.scale = known["mean"], known["std"]
+        self.layers = by_module(backbone, "backbone")
 
     def forward(self, images: Tensor) -> Tensor:
-        mean, std = (
-            rearrange(images.new_tensor(self.scale[x], dtype=torch.float32), "c -> c 1 1") for x in ("mean", "std")
-        )
-        return self.classifier(self.backbone((images.float() / 255 - mean) / std))
+        return self.classifier(self.backbone(standardised(images, *self.scale)))
+
+
+def standardised(images: Tensor, *scale: Sequence[float]) -> Tensor:
+    mean, std = (rearrange(images.new_tensor(x, dtype=torch.float32), "c -> c 1 1") for x in scale)
+    return (images.float() / 255 - mean) / std
+
+
+def by_module(network: nn.Module, name: str) -> list[list[str]]:
+    """The parameters of each module that has any, in the network's order; `name` is the network's in the model."""
+    layers: dict[str, list[str]] = {}
+    for parameter, _ in network.named_parameters(prefix=name):
+        layers.setdefault(parameter.rpartition(".")[0], []).append(parameter)
+    return list(layers.values())
 
 
 def named_network(name: str, classes: int, size: int, checkpoint: Path | None, projection: int | None) -> Named:

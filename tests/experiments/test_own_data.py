@@ -1,4 +1,4 @@
-"""Pictures of one's own, with a network by its name: whole runs on a folder that a test draws, and what is refused."""
+"""Pictures of one's own, with a network by its name: whole runs on folders that a test draws, and what is refused."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-timm = pytest.importorskip("timm")
+pytest.importorskip("timm")
 pytest.importorskip("torchvision")
+pytest.importorskip("segmentation_models_pytorch")
+
+import timm
 
 from experiments.classification.own import box_of, own_pictures
 from experiments.classification.paper import PAPERS, SOURCES
@@ -17,6 +20,10 @@ from experiments.classification.study import STUDY, make_task
 from experiments.classification.task import Config
 from experiments.common.errors import InputError
 from experiments.common.named import named_network
+from experiments.segmentation import study as segmentation
+from experiments.segmentation.model import overlaps
+from experiments.segmentation.own import own_scenes
+from experiments.segmentation.scenes import IGNORED
 from tests.experiments.running import ran, refused, results
 
 DOMAINS, CLASSES, EACH = ("photo", "sketch"), ("cat", "dog", "emu"), 8
@@ -105,7 +112,9 @@ def test_a_network_by_name(tmp_path):
         assert model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).tolist() == [[0.0] * 3] * 2
         assert model.classifier.in_features == (projection or model.classifier.in_features)
         own = {parameter for layer in model.layers for parameter in layer}
-        assert own | {"classifier.weight", "classifier.bias"} == {parameter for parameter, _ in model.named_parameters()}
+        assert own | {"classifier.weight", "classifier.bias"} == {
+            parameter for parameter, _ in model.named_parameters()
+        }
     whole = torch.load(weights(tmp_path / "w.pt"), weights_only=True)
     moco = {f"module.base_encoder.{name}": value for name, value in whole.items()}
     torch.save({"state_dict": moco | {"module.momentum_encoder.x": torch.ones(1)}}, tmp_path / "moco.tar")
@@ -235,6 +244,121 @@ def test_wrong_data_is_refused_before_any_training(spoil, options, said, folder,
         spoil(folder)
     torch.save(torch.nn.Linear(2, 2), "code.pt")
     found = ran(STUDY, "--data", "own", *options.split())
+    assert found.status == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert found.begun == []
+
+
+# -- VOC's layout ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Two squares, of class 1 and 2 by turns, on a background, with a rim of no class."""
+    root = tmp_path / "voc"
+    for place in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / place).mkdir(parents=True)
+    for number in range(12):
+        picture(root / "JPEGImages" / f"{number}.jpg", number)
+        mask = np.zeros((40, 48), np.uint8)
+        mask[8:32, 12:36], mask[10:30, 14:34] = IGNORED, 1 + number % 2
+        drawn = Image.fromarray(mask)
+        drawn.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        drawn.save(root / "SegmentationClass" / f"{number}.png")
+    for part, numbers in (("train", range(8)), ("val", range(8, 12))):
+        (root / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("".join(f"{n}\n" for n in numbers))
+    return root
+
+
+VOC = (
+    "--data",
+    "voc",
+    "--anchor",
+    "imagenet",
+    "--size",
+    "64",
+    "--epochs",
+    "1",
+    "--seeds",
+    "0",
+    "--lrs",
+    "1e-3",
+    "1e-2",
+)
+VOC = (*VOC, "--methods", "adamw", "ftp")
+
+
+def test_a_run_on_vocs_layout_that_is_stopped_and_gone_on_with(voc, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("resnet18").state_dict(), "r18.pt")
+    given = (*VOC, "--network", "resnet18", "--checkpoint", "r18.pt", "--out", "run")
+    assert ran(segmentation.STUDY, *given, stop_before="split 0, adamw, lr 0.01").status == 130
+    before = results(Path("run"))
+    assert len(ran(segmentation.STUDY, *given).begun) == 3
+    found = results(Path("run"))
+    assert {**found, **before} == found
+    assert len(found) == 4
+    assert set(found["split 0, adamw, lr 0.001"]["answers"]["adamw"]) >= {"val", "fog", "brightness"}
+    assert "from the encoder resnet18 (r18.pt, " in Path("run/report.md").read_text()
+
+
+def test_a_pixel_of_no_class_is_in_no_loss_and_no_overlap(voc):
+    train, test, classes = own_scenes(voc, 64)
+    assert (classes, train.masks.unique().tolist()) == (3, [0, 1, 2, IGNORED])
+    assert set(train.groups).isdisjoint(test.groups)
+
+    class Ones(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1).expand(len(images), 3, 64, 64)
+
+    found = overlaps(Ones(), test.images, test.masks, classes, torch.device("cpu"))
+    for counts, mask in zip(found, test.masks, strict=True):
+        sizes = [int((mask == label).sum()) for label in range(3)]
+        assert counts.tolist() == [[0, sizes[0]], [sizes[1], sum(sizes)], [0, sizes[2]]]
+    options = segmentation.Config(anchor="imagenet", data=str(voc), size=64).options(0, 1e-3)
+    task = segmentation.COMPARISON.make_task(options, voc, None)
+    logits = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    masks = test.masks[:2].long()
+    known = masks != IGNORED
+    assert torch.allclose(
+        task.loss(logits, masks), -logits.log_softmax(1).gather(1, masks.clamp(max=2)[:, None])[:, 0][known].mean()
+    )
+
+
+def both_lists(root: Path) -> None:
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("0\n")
+
+
+def new_class(root: Path) -> None:
+    Image.new("L", (48, 40), 7).save(root / "SegmentationClass" / "8.png")
+
+
+def rgb_mask(root: Path) -> None:
+    Image.new("RGB", (48, 40)).save(root / "SegmentationClass" / "8.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "said"),
+    [
+        (None, "--anchor styles", "give a folder, and --anchor imagenet"),
+        (None, "--data none", "--data none --anchor imagenet: give a folder"),
+        (None, "--network resnet18", "--network NAME and --checkpoint FILE go together"),
+        (None, "--network resnet18 --checkpoint x.pt", "--checkpoint x.pt is not a file"),
+        (None, "--network resnte18 --checkpoint w.pt", "get_encoder_names(); did you mean 'resnet18'?"),
+        (None, "--network resnet18 --checkpoint w.pt", "--checkpoint w.pt is of another network"),
+        (lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(), "", "val.txt is not there, or empty"),
+        (lambda root: (root / "JPEGImages/8.jpg").unlink(), "", "cannot read the picture voc/JPEGImages/8.jpg"),
+        (both_lists, "", "0 is both in train.txt and in val.txt"),
+        (new_class, "", "the classes [0, 1, 2], of val.txt [0, 1, 2, 7]"),
+        (rgb_mask, "", "the mask of 8 is (48, 40), RGB; it must be (48, 40) pixels, with a palette or grey"),
+    ],
+)
+def test_wrong_scenes_are_refused_before_any_training(spoil, options, said, voc, monkeypatch, capsys):
+    monkeypatch.chdir(voc.parent)
+    weights(Path("w.pt"), "test_efficientnet")
+    if spoil is not None:
+        spoil(voc)
+    found = ran(segmentation.STUDY, *VOC, *options.split())
     assert found.status == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert found.begun == []
