@@ -1,6 +1,6 @@
 """A study that compares ways of fine-tuning on one task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,14 +32,17 @@ class MethodStudy(Generic[C, T]):
     fit: Fit = fit  # the training loop
     packages: tuple[str, ...] = ()  # whose versions are noted beside torch's
 
-    def study(self, name: str, about: str, config: type[C], fast: C) -> Study[C, T]:
-        """The study of `experiments.NAME`."""
+    def study(
+        self, name: str, about: str, config: type[C], fast: C, papers: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Study[C, T]:
+        """The study of `experiments.NAME`; `papers` has options by what `--paper` may be."""
         return Study(
             name=name,
             prog=f"experiments.{name}",
             about=f"{about} Stop it at any time; the same command goes on from there.",
             config=config,
             fast=fast,
+            papers=papers or {},
             load=self.make_task,
             facts=self.facts,
             work=self._work,

@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_stat_scores
 
 from experiments.common.efficientnet import channels_last, layers_of, lite0, scaled
 from experiments.common.task import Network
+from experiments.segmentation.scenes import IGNORED
 
 FEATURES = (24, 40, 112, 320)  # channels of the encoder at strides 4, 8, 16 and 32
 WIDTH = 64  # of the decoder
@@ -60,8 +61,9 @@ def overlaps(model: nn.Module, images: Tensor, masks: Tensor, classes: int, devi
         given = model(some.to(device)).argmax(dim=1)
         # not validated: that searches every batch for classes beyond the last
         counts = multiclass_stat_scores(
-            given, truth.to(device).long(), classes, average=None, multidim_average="samplewise", validate_args=False
-        )
+            given, truth.to(device).long(), classes, average=None, multidim_average="samplewise", ignore_index=IGNORED,
+            validate_args=False,
+        )  # fmt: skip
         right, false, _, missed, _ = counts.cpu().unbind(-1)
         found.append(torch.stack([right, right + false + missed], -1))
     model.train(was_training)

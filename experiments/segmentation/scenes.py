@@ -32,6 +32,7 @@ PHOTOGRAPHS = {
 SHORTER = 256  # pixels of a photograph's shorter side; a scene shows a square of it
 MOST = 4  # emoji in a scene
 SIDES = (0.5, 0.9)  # of an emoji, as a share of the scene's
+IGNORED = 255  # in a mask of one's own: a pixel of no class
 BEYOND = 0.1  # the share of an emoji's side that may be outside the scene
 
 
@@ -42,6 +43,9 @@ class Scenes:
     images: Tensor  # [N, 3, size, size] uint8
     masks: Tensor  # [N, size, size] uint8: 0, or 1 + the class on top
     groups: tuple[str, ...]
+
+    def select(self, index: Tensor) -> "Scenes":
+        return Scenes(self.images[index], self.masks[index], tuple(self.groups[i] for i in index.tolist()))
 
     def take(self, first: int, last: int) -> "Scenes":
         return Scenes(self.images[first:last], self.masks[first:last], self.groups[first:last])

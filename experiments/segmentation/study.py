@@ -29,6 +29,13 @@ class Config(Grid):
     scenes: int = Options.scenes  # to fine-tune on
     pretrain_scenes: int = Options.pretrain_scenes  # of the anchor's training
     test_scenes: int = Options.test_scenes  # in each test
+    # Pictures of your own, DIR in VOC's layout: `--anchor imagenet --data DIR`; what follows is for them.
+    data: str | None = None
+    network: str | None = None  # an encoder of segmentation_models_pytorch; none: EfficientNet-Lite0, as for scenes
+    checkpoint: str | None = None  # file of its weights
+    size: int | None = None  # of the pictures, in pixels; none: 64 for scenes, 224 for one's own
+    # Settings for the paper's PASCAL-Context. No option of its training was found in text: they are chosen here.
+    paper: Literal["pascal"] | None = None
 
     @property
     def all_methods(self) -> tuple[str, ...]:
@@ -36,7 +43,11 @@ class Config(Grid):
 
     def options(self, seed: int, lr: float) -> Options:
         names = ("anchor", "limit", "labels", "scenes", "pretrain_scenes", "test_scenes")
-        return Options(**self.shared(seed, lr, Options.epochs), **{name: getattr(self, name) for name in names})
+        names = (*names, "data", "network", "checkpoint")
+        size = self.size or (Options.size if self.data is None else 224)
+        return Options(
+            size=size, **self.shared(seed, lr, Options.epochs), **{name: getattr(self, name) for name in names}
+        )
 
     def study(self) -> MethodStudy:
         return COMPARISON
@@ -47,6 +58,7 @@ STUDY = replace(
     name="segmentation",
     prog="experiments.segmentation",
     config=Config,
+    papers={"pascal": {"anchor": "imagenet", "epochs": 20, "methods": ("linear", "adamw", "ftp", "l2sp", "wise")}},
     fast=Config(anchor="imagenet", methods=("adamw", "ftp"), lrs=(2e-4, 2e-3), seeds=(0,), test_scenes=60),
     packages=(*PACKAGES, "segmentation_models_pytorch", "torchmetrics", "scikit-image", "scikit-learn"),
 )
