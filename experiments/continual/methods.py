@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,138 +14,101 @@ from experiments.common.examples import generator
 from experiments.common.trainer import schedule_of
 from experiments.continual.data import Data
 
-if TYPE_CHECKING:
-    from experiments.continual.study import Config
-
 Weights = Mapping[str, Tensor]
 
 
 class Reader(nn.Module):
-    """Last layers whose keys and values alone move, a mean over the tokens, and a head that is zero at first."""
+    """Layers whose keys and values alone move, a mean over the tokens, and a head that is zero at first."""
 
-    def __init__(self, layers: nn.ModuleList, width: int, classes: int) -> None:
+    def __init__(self, data: Data) -> None:
         super().__init__()
-        self.layers = copy.deepcopy(layers)
-        self.head = nn.Linear(width, classes)
-        for parameter in self.head.parameters():
-            nn.init.zeros_(parameter)
-        for name, parameter in self.layers.named_parameters():
-            parameter.requires_grad_(".key." in name or ".value." in name)
+        self.layers, self.head = copy.deepcopy(data.layers), nn.Linear(data.hidden.shape[-1], len(data.tokens))
+        self.head.load_state_dict({name: torch.zeros_like(p) for name, p in self.head.named_parameters()})
+        self.body = {k: p for k, p in self.layers.named_parameters() if ".key." in k or ".value." in k}
 
-    def body(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("head.")}
-
-    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        there = tokens != 0
+    def forward(self, hidden: Tensor, there: Tensor) -> Tensor:
         for layer in self.layers:
             hidden = layer(hidden, there[:, None, None, :])
-        weights = there.unsqueeze(-1).to(hidden.dtype)
-        return self.head((hidden * weights).sum(1) / weights.sum(1))
-
-
-Make = Callable[[list, float, Weights], Optimizer]  # of groups of parameters, a strength, and the weights before tasks
+        return self.head((hidden * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class Method:
-    """`optimizer` is called anew for each task."""
+    """`optimizer` is called before each task, with groups of parameters, the strength and the first weights."""
 
     title: str
-    about: str
-    optimizer: Make = lambda groups, strength, first: AdamW(groups, weight_decay=0.0, fused=True)
+    optimizer: Callable[[list[dict], float, Weights], Optimizer] = lambda groups, *_: AdamW(groups, weight_decay=0.0)
     rate: float = 0.0  # of keys and values, in the middle of those that are tried first; 0: they stay
-    strength: float = 0.0  # the same; 0: the method has none
-    remembers: bool = False  # EWC's penalty, times its strength
+    strength: float = 0.0  # the same; 0: there is none
 
 
-def _l2sp(groups: list, strength: float, first: Weights) -> Optimizer:
-    return hft.L2SP(AdamW(groups, weight_decay=0.0), strength=strength, anchor=first, exclude="head.*")
-
-
-METHODS: Mapping[str, Method] = {
-    "linear": Method("linear probe", "the head alone moves"),
-    "adamw": Method("AdamW", "keys and values move freely", rate=1e-3),
+METHODS = {
+    "linear": Method("linear probe"),
+    "adamw": Method("AdamW", rate=3e-4),
     "ftp_kept": Method(
-        "FTPAdamW, anchor kept",
-        "a radius around the weights before all tasks",
-        lambda groups, strength, first: hft.FTPAdamW(groups, anchor=first, exclude="head.*"),
-        rate=3e-3,
+        "FTPAdamW, anchor kept", lambda groups, _, first: hft.FTPAdamW(groups, anchor=first, exclude="head.*"), 3e-3
     ),
-    "ftp_moved": Method(
-        "FTPAdamW, anchor moved",
-        "a radius around the weights after the last task",
-        lambda groups, strength, first: hft.FTPAdamW(groups, exclude="head.*"),
-        rate=3e-3,
+    "ftp_moved": Method("FTPAdamW, anchor moved", lambda groups, *_: hft.FTPAdamW(groups, exclude="head.*"), 3e-3),
+    "l2sp": Method(
+        "L2-SP",
+        lambda groups, strength, first: hft.L2SP(
+            AdamW(groups, weight_decay=0.0), strength=strength, anchor=first, exclude="head.*"
+        ),
+        3e-4,
+        1e-2,
     ),
-    "l2sp": Method("L2-SP", "AdamW, pulled to the weights before all tasks", _l2sp, rate=1e-3, strength=1e-2),
-    "ewc": Method("EWC", "AdamW, pulled to the weights after each task", rate=1e-3, strength=1e2, remembers=True),
+    "ewc": Method("EWC", rate=3e-4, strength=1e3),
 }
 
 
-class Ewc:
-    """Kirkpatrick et al., arXiv 1612.00796, eq. 3: half of the sum over tasks and weights of F (w - w*)^2. F is the
-    diagonal of Fisher's matrix: the mean squared gradient of log-likelihoods of labels that the network draws."""
+def penalty(body: Weights, past: list[dict[str, tuple[Tensor, Tensor]]]) -> Tensor:
+    """EWC's (arXiv 1612.00796, eq. 3) by F and w* of each task: half of the sum of F (w - w*)^2."""
+    return sum(
+        ((f * (body[k] - w).square()).sum() / 2 for task in past for k, (f, w) in task.items()), start=torch.zeros(())
+    )
 
-    def __init__(self) -> None:
-        self.past: list[dict[str, tuple[Tensor, Tensor]]] = []  # F and w* of each task
 
-    def penalty(self, body: Mapping[str, Tensor]) -> Tensor:
-        parts = [(f * (body[k] - w).square()).sum() / 2 for task in self.past for k, (f, w) in task.items()]
-        return torch.stack(parts).sum() if parts else torch.zeros(())
-
-    def remember(self, body: Mapping[str, Tensor], logits: Tensor, drawn: torch.Generator) -> None:
-        fisher = {name: torch.zeros_like(p) for name, p in body.items()}
-        for row in logits.log_softmax(1):
-            label = int(torch.multinomial(row.detach().exp(), 1, generator=drawn))
-            for f, g in zip(fisher.values(), torch.autograd.grad(row[label], [*body.values()], retain_graph=True), strict=True):
-                f += g.square() / len(logits)
-        self.past.append({name: (f, body[name].detach().clone()) for name, f in fisher.items()})
+def fisher(body: Weights, logits: Tensor, drawn: torch.Generator) -> dict[str, tuple[Tensor, Tensor]]:
+    """F, the mean squared gradient of log-likelihoods of labels that the network draws, and the weights."""
+    labels = torch.multinomial(logits.detach().softmax(1), 1, generator=drawn)
+    likely = logits.log_softmax(1).gather(1, labels).flatten()
+    each = [torch.autograd.grad(one, [*body.values()], retain_graph=True) for one in likely]
+    means = [torch.stack(grads).square().mean(0) for grads in zip(*each, strict=True)]
+    return {k: (f, p.detach().clone()) for (k, p), f in zip(body.items(), means, strict=True)}
 
 
 def sequence(
-    data: Data, config: "Config", name: str, seed: int, chooses: bool, head: float, rate: float, strength: float
-) -> dict:
-    """`matrix[i][j]`: percent right in the test of task j, of all classes seen, after task i."""
-    method, drawn, ewc = METHODS[name], generator("sequence", seed), Ewc()
-    model = Reader(data.layers, data.hidden.shape[-1], len(data.tokens)).eval()
-    body = model.body()
-    if not rate:
-        model.layers.requires_grad_(False)
-    first = {name: p.detach().clone() for name, p in body.items()}
-    train, test = data.rows(seed, config.train, config.test, chooses)
-    tasks = torch.randperm(len(data.tokens), generator=drawn)[: config.tasks * config.per_task].split(config.per_task)
+    data: Data, tasks: tuple[Tensor, ...], train: Tensor, test: Tensor, epochs: int, batch: int, seed: int,
+    name: str, head: float, rate: float, strength: float,
+) -> list[list[float]]:  # fmt: skip
+    """`[i][j]`: percent right in the test of task j, among all classes seen, after task i; `train` and `test` are texts
+    [class, n]. In training the softmax is over the task's own classes."""
+    drawn, past, matrix = generator("order", seed), [], []
+    model, method = Reader(data).eval(), METHODS[name]
+    model.layers.requires_grad_(False)
+    first = {k: p.requires_grad_(rate > 0).detach().clone() for k, p in model.body.items()}
+    groups: list[dict] = [{"params": [("head." + k, p) for k, p in model.head.named_parameters()], "lr": head}]
+    groups += [{"params": [*model.body.items()], "lr": rate}] if rate else []
 
     def logits(classes: Tensor, texts: Tensor, among: Tensor) -> Tensor:
-        return model(data.hidden[classes, texts], data.tokens[classes, texts])[:, among]
+        return model(data.hidden[classes, texts], data.tokens[classes, texts] != 0)[:, among]
 
-    matrix = []
     for number, own in enumerate(tasks):
-        label = torch.arange(len(own)).repeat_interleave(config.train)
-        texts, moving = train[own].flatten(), [{"params": [*body.items()], "lr": rate}] if rate else []
-        optimizer = method.optimizer(
-            [*moving, {"params": [("head." + k, p) for k, p in model.head.named_parameters()], "lr": head}],
-            strength,
-            first,
-        )
-        steps = config.epochs * -(-len(label) // config.batch_size)
-        schedule = schedule_of(optimizer, steps, 0)
-        for _ in range(config.epochs):
-            for batch in torch.randperm(len(label), generator=drawn).split(config.batch_size):
-                loss = cross_entropy(logits(own[label[batch]], texts[batch], own), label[batch])
-                if method.remembers:
-                    loss = loss + strength * ewc.penalty(body)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        if method.remembers:
-            some = torch.randperm(len(label), generator=drawn)[: config.batch_size]
-            ewc.remember(body, logits(own[label[some]], texts[some], own), drawn)
-        seen, scores = torch.cat(tasks[: number + 1]), []
+        label, texts = torch.arange(len(own)).repeat_interleave(train.shape[1]), train[own].flatten()
+        optimizer = method.optimizer([dict(group) for group in groups], strength, first)
+        schedule = schedule_of(optimizer, epochs * -(-len(label) // batch), 0)
+        for some in (s for _ in range(epochs) for s in torch.randperm(len(label), generator=drawn).split(batch)):
+            loss = cross_entropy(logits(own[label[some]], texts[some], own), label[some])
+            optimizer.zero_grad()
+            (loss + strength * penalty(model.body, past)).backward()
+            optimizer.step()
+            schedule.step()
+        if name == "ewc":
+            some = torch.randperm(len(label), generator=drawn)[:batch]
+            past.append(fisher(model.body, logits(own[label[some]], texts[some], own), drawn))
+        seen = torch.cat(tasks[: number + 1])
+        classes = seen.repeat_interleave(test.shape[1])
         with torch.no_grad():
-            for other in tasks[: number + 1]:
-                classes = other.repeat_interleave(config.test)
-                answers = seen[logits(classes, test[other].flatten(), seen).argmax(1)]
-                scores.append(100 * float((answers == classes).double().mean()))
-        matrix.append(scores)
-    return {"method": name, "seed": seed, "head": head, "rate": rate, "strength": strength, "matrix": matrix}
+            right = seen[logits(classes, test[seen].flatten(), seen).argmax(1)] == classes
+        matrix.append((100 * right.double()).view(number + 1, -1).mean(1).tolist())
+    return matrix
