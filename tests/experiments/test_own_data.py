@@ -263,7 +263,7 @@ def voc(tmp_path: Path) -> Path:
         mask = np.zeros((40, 48), np.uint8)
         mask[8:32, 12:36], mask[10:30, 14:34] = IGNORED, 1 + number % 2
         drawn = Image.fromarray(mask)
-        drawn.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        drawn.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [224] * 3 * 253)
         drawn.save(root / "SegmentationClass" / f"{number}.png")
     for part, numbers in (("train", range(8)), ("val", range(8, 12))):
         (root / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("".join(f"{n}\n" for n in numbers))
