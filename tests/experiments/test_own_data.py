@@ -163,7 +163,7 @@ def test_the_papers_methods_in_a_run(folder, tmp_path, monkeypatch):
     given = (*given, "--projection", "1000", "--clip", "0.1", "--warm-up", "0.5", "--shares", "0.2", "0.5", "0.3")
     assert ran(STUDY, *given, "--out", "run").status == 0
     found = results(Path("run"))
-    assert [found[f"{name}-seed0"]["lr"] for name in ("sgd", "ftp_sgd", "linear")] == [1e-3, 1e-2, 1e-3]
+    assert [found[f"{name}-seed0"]["lr"] for name in ("nesterov", "ftp_nesterov", "linear")] == [1e-3, 1e-2, 1e-3]
     assert SOURCES["domainnet"] in Path("run/report.md").read_text()
 
 
