@@ -11,8 +11,8 @@ PAPERS = {
         "domain": "real",
         "network": "resnet50_clip",
         "projection": 1024,  # `attnpool.c_proj`, in their model the last layer before the head
-        "methods": ("sgd", "ftp_sgd", "linear"),
-        "wider": (("sgd", 1e-3), ("ftp_sgd", 1e-2), ("linear", 1e-3)),
+        "methods": ("nesterov", "ftp_nesterov", "linear"),
+        "wider": (("nesterov", 1e-3), ("ftp_nesterov", 1e-2), ("linear", 1e-3)),
         "epochs": 50,
         "batch_size": 256,  # 64 on each of 4 GPUs
         "weight_decay": 5e-4,  # the authors' plain SGD; with FTP it is 0

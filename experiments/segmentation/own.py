@@ -1,21 +1,28 @@
 """A user's pictures with a class for every pixel, in VOC's layout, and an encoder by its name."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
+from experiments.common.corruptions import CORRUPTIONS
 from experiments.common.errors import InputError
 from experiments.common.named import MEAN, STD, by_module, load_weights, standardised
+from experiments.common.options import VALIDATION, check_share
+from experiments.common.progress import Progress
 from experiments.common.reading import opened
-from experiments.common.task import Network
+from experiments.common.task import Network, Part
+from experiments.segmentation import task as segmentation
+from experiments.segmentation.model import Segmenter
 from experiments.segmentation.scenes import IGNORED, Scenes
 from hyperopt_ftp.calls import did_you_mean
 
@@ -81,9 +88,58 @@ def _read(root: Path, part: str, size: int) -> Scenes:
     return Scenes(pixels, torch.from_numpy(np.stack(masks)), tuple(names))
 
 
-def start_of(data: str, network: str | None, checkpoint: Path | None) -> str:
-    """Where fine-tuning begins, for the report."""
-    if network is None or checkpoint is None:
-        return f"Pictures of {data}, from ImageNet's encoder and a new decoder"
-    about = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-    return f"Pictures of {data}, from the encoder {network} ({checkpoint.name}, {about}) and a new decoder"
+@dataclass(frozen=True)
+class Config(segmentation.Config):
+    """Of a folder."""
+
+    data: str = ""
+    network: str | None = None
+    checkpoint: str | None = None
+    size: int = 224
+    scenes: int = 10**6  # at most: all that there are
+
+    def check(self) -> None:
+        super().check()
+        if not Path(self.data).is_dir() or self.anchor != "imagenet":
+            raise InputError(f"--data {self.data} --anchor {self.anchor}: give a folder, and --anchor imagenet")
+        if (self.network is None) != (self.checkpoint is None):
+            raise InputError("--network NAME and --checkpoint FILE go together: nothing is downloaded")
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise InputError(f"--checkpoint {self.checkpoint} is not a file; give the weights of --network")
+
+
+class OwnTask(segmentation.SegmentationTask):
+    """Fine-tuned on train.txt, in an order of the split's; tested on val.txt, and on that under corruptions."""
+
+    def __init__(self, config: Config, cache: Path, progress: Progress) -> None:
+        self.config, self.device = config, torch.device(config.device)
+        train, test, self.classes = own_scenes(Path(config.data), config.size)
+        kept = check_share(config.labels, len(train.groups), self.classes - 1)
+        order = torch.randperm(len(train.groups), generator=torch.Generator().manual_seed(config.split_seed))
+        parts = {"finetune": order[:kept]}
+        if config.holds_out:
+            held = round(VALIDATION * kept)
+            parts |= {"validation": order[:held], "train": order[held:kept]}
+        self.scenes = {
+            part: Scenes(train.images[rows], train.masks[rows], tuple(train.groups[row] for row in rows.tolist()))
+            for part, rows in parts.items()
+        }
+        self.tests = {"val": test, **{kind: test.corrupted(kind, config.split_seed) for kind in CORRUPTIONS}}
+        self.columns = {"id": ("val",), "corrupted": CORRUPTIONS, "ood": CORRUPTIONS}
+        self.titles = {"id": "ID: val", "ood": "OOD mean"}
+        self.parts = {part: Part(len(some.groups), some.draw) for part, some in self.scenes.items()}
+        self.new_model()  # what cannot be built is refused before any training
+
+    def fingerprint(self) -> str:
+        file = self.config.checkpoint
+        weights = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file is not None else "lite0"
+        return f"{super().fingerprint()}-{weights}"
+
+    def new_model(self) -> Network:
+        config = self.config
+        if config.network is None or config.checkpoint is None:
+            return Segmenter(self.classes, config.size).to(self.device)
+        return NamedSegmenter(config.network, self.classes, Path(config.checkpoint)).to(self.device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, ignore_index=IGNORED)

@@ -4,53 +4,53 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.classification.emoji import PACKAGES
+from experiments.common.errors import InputError
 from experiments.common.method_study import MethodStudy
-from experiments.segmentation.task import Config as Options
-from experiments.segmentation.task import SegmentationTask
+from experiments.segmentation import own
+from experiments.segmentation import task as segmentation
 from experiments.sensitivity import study as sensitivity
 from experiments.sensitivity.task import Grid
 
-USUAL = ("linear", "adamw", "adamw_head", "ftp", "wise", "l2sp", "tpgm")
 COMPARISON = MethodStudy(
-    make_task=SegmentationTask,
-    facts=lambda task: {"start": task.start, "scenes": {part: len(some.groups) for part, some in task.scenes.items()}},
-    heading="Segmentation under a change of style and under corruptions",
-    setting=lambda content: content["data"]["start"],
+    segmentation.SegmentationTask, lambda task: {"scenes": {name: part.count for name, part in task.parts.items()}}
 )
 
 
 @dataclass(frozen=True)
 class Config(Grid):
-    """Scenes of emoji, as they are in experiments.segmentation.task."""
+    """Scenes of emoji."""
 
+    usual = ("linear", "adamw", "adamw_head", "ftp", "wise", "l2sp", "tpgm")
     anchor: Literal["styles", "imagenet"] = "styles"
-    # Up to one at which AdamW forgets. A linear probe and FTP have ten times that.
-    lrs: tuple[float, ...] = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)
-    scenes: int = Options.scenes  # to fine-tune on
-    pretrain_scenes: int = Options.pretrain_scenes  # of the anchor's training
-    test_scenes: int = Options.test_scenes  # in each test
+    lrs: tuple[float, ...] = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)  # a linear probe and FTP have ten times that
+    scenes: int = segmentation.Config.scenes  # to fine-tune on
+    pretrain_scenes: int = segmentation.Config.pretrain_scenes  # of the anchor's training
+    test_scenes: int = segmentation.Config.test_scenes  # in each test
     # Pictures of your own, DIR in VOC's layout: `--anchor imagenet --data DIR`; what follows is for them.
     data: str | None = None
     network: str | None = None  # an encoder of segmentation_models_pytorch; none: EfficientNet-Lite0, as for scenes
     checkpoint: str | None = None  # file of its weights
-    size: int | None = None  # of the pictures, in pixels; none: 64 for scenes, 224 for one's own
+    size: int | None = None  # of the pictures, in pixels; none: 224
     # Settings for the paper's PASCAL-Context. No option of its training was found in text: they are chosen here.
     paper: Literal["pascal"] | None = None
 
-    @property
-    def all_methods(self) -> tuple[str, ...]:
-        return self.methods or USUAL
+    def check_data(self) -> None:
+        if self.data is None and (self.network or self.checkpoint or self.size or self.paper):
+            raise InputError(
+                "--network, --checkpoint, --size and --paper are for pictures of your own: give --data DIR"
+            )
+        super().check_data()
 
-    def options(self, seed: int, lr: float) -> Options:
+    def options(self, seed: int, lr: float) -> segmentation.Config:
+        if self.data is not None:
+            given = {name: getattr(self, name) for name in ("anchor", "labels", "data", "network", "checkpoint")}
+            return own.Config(**self.shared(seed, lr, own.Config.epochs), **given, size=self.size or own.Config.size)
         names = ("anchor", "limit", "labels", "scenes", "pretrain_scenes", "test_scenes")
-        names = (*names, "data", "network", "checkpoint")
-        size = self.size or (Options.size if self.data is None else 224)
-        return Options(
-            size=size, **self.shared(seed, lr, Options.epochs), **{name: getattr(self, name) for name in names}
-        )
+        given = {name: getattr(self, name) for name in names}
+        return segmentation.Config(**self.shared(seed, lr, segmentation.Config.epochs), **given)
 
     def study(self) -> MethodStudy:
-        return COMPARISON
+        return COMPARISON if self.data is None else replace(COMPARISON, make_task=own.OwnTask)
 
 
 STUDY = replace(
