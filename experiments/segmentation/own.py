@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiments.common.corruptions import CORRUPTIONS
 from experiments.common.errors import InputError
 from experiments.common.named import MEAN, STD, by_module, load_weights, standardised
-from experiments.common.options import VALIDATION, check_share
+from experiments.common.options import VALIDATION, check_share, digest
 from experiments.common.progress import Progress
 from experiments.common.reading import opened
 from experiments.common.task import Network, Part
@@ -124,16 +124,19 @@ class OwnTask(segmentation.SegmentationTask):
             part: Scenes(train.images[rows], train.masks[rows], tuple(train.groups[row] for row in rows.tolist()))
             for part, rows in parts.items()
         }
-        self.tests = {"val": test, **{kind: test.corrupted(kind, config.split_seed) for kind in CORRUPTIONS}}
-        self.columns = {"id": ("val",), "corrupted": CORRUPTIONS, "ood": CORRUPTIONS}
-        self.titles = {"id": "ID: val", "ood": "OOD mean"}
+        own, weights = Path(config.data).name, "ImageNet's encoder"
+        if config.network is not None and config.checkpoint is not None:
+            file = Path(config.checkpoint)
+            weights = f"{config.network} ({file.name}, {hashlib.sha256(file.read_bytes()).hexdigest()[:16]})"
+        self.start = f"Pictures of {own}, from {weights} and a new decoder"
+        self.tests = {own: test, **{kind: test.corrupted(kind, config.split_seed) for kind in CORRUPTIONS}}
+        self.columns = {"id": (own,), "corrupted": CORRUPTIONS, "ood": CORRUPTIONS}
+        self.titles = {"id": f"ID: {own}", "ood": "OOD mean"}
         self.parts = {part: Part(len(some.groups), some.draw) for part, some in self.scenes.items()}
         self.new_model()  # what cannot be built is refused before any training
 
     def fingerprint(self) -> str:
-        file = self.config.checkpoint
-        weights = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file is not None else "lite0"
-        return f"{super().fingerprint()}-{weights}"
+        return f"{super().fingerprint()}-{digest({'start': self.start})}"
 
     def new_model(self) -> Network:
         config = self.config

@@ -14,6 +14,7 @@ from experiments.sensitivity.task import Grid
 COMPARISON = MethodStudy(
     segmentation.SegmentationTask, lambda task: {"scenes": {name: part.count for name, part in task.parts.items()}}
 )
+OWN = replace(COMPARISON, make_task=own.OwnTask, facts=lambda task: COMPARISON.facts(task) | {"start": task.start})
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Config(Grid):
         return segmentation.Config(**self.shared(seed, lr, segmentation.Config.epochs), **given)
 
     def study(self) -> MethodStudy:
-        return COMPARISON if self.data is None else replace(COMPARISON, make_task=own.OwnTask)
+        return COMPARISON if self.data is None else OWN
 
 
 STUDY = replace(

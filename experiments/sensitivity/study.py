@@ -81,7 +81,7 @@ def setting(content: dict) -> str:
 def about(content: dict, shown: str = "means over splits") -> str:
     """What was tested."""
     config, data, anchor = content["config"], content["data"], content["config"]["anchor"]
-    start = STARTS.get(f"{content['experiment']} {anchor}") or STARTS[anchor]
+    start = data.get("start") or STARTS.get(f"{content['experiment']} {anchor}") or STARTS[anchor]
     sizes = {name: len(groups_of(test)) for name, test in next(iter(data["tests"].values())).items()}
     own, *others = (f"{name} ({size})" for name, size in sizes.items())
     return (

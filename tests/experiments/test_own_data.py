@@ -298,8 +298,10 @@ def test_a_run_on_vocs_layout_that_is_stopped_and_gone_on_with(voc, tmp_path, mo
     found = results(Path("run"))
     assert {**found, **before} == found
     assert len(found) == 4
-    assert set(found["split 0, adamw, lr 0.001"]["answers"]["adamw"]) >= {"val", "fog", "brightness"}
-    assert "resnet18" in Path("run/report.md").read_text()
+    assert set(found["split 0, adamw, lr 0.001"]["answers"]["adamw"]) >= {"voc", "fog", "brightness"}
+    report = Path("run/report.md").read_text()
+    assert "Pictures of voc, from resnet18 (r18.pt, " in report
+    assert "Trained on voc, tested there (ID)" in report
 
 
 def test_a_pixel_of_no_class_is_in_no_loss_and_no_overlap(voc):
@@ -315,14 +317,13 @@ def test_a_pixel_of_no_class_is_in_no_loss_and_no_overlap(voc):
     for counts, mask in zip(found, test.masks, strict=True):
         sizes = [int((mask == label).sum()) for label in range(3)]
         assert counts.tolist() == [[0, sizes[0]], [sizes[1], sum(sizes)], [0, sizes[2]]]
-    options = segmentation.Config(anchor="imagenet", data=str(voc), size=64).options(0, 1e-3)
-    task = segmentation.COMPARISON.make_task(options, voc, None)
+    config = segmentation.Config(anchor="imagenet", data=str(voc), size=64)
+    task = config.study().make_task(config.options(0, 1e-3), voc, None)
     logits = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     masks = test.masks[:2].long()
     known = masks != IGNORED
-    assert torch.allclose(
-        task.loss(logits, masks), -logits.log_softmax(1).gather(1, masks.clamp(max=2)[:, None])[:, 0][known].mean()
-    )
+    right = logits.log_softmax(1).gather(1, masks.clamp(max=2)[:, None])[:, 0]
+    assert torch.allclose(task.loss(logits, masks), -right[known].mean())
 
 
 def both_lists(root: Path) -> None:
