@@ -154,7 +154,7 @@ FULL = (
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
-    Job("continual", "ten tasks of new classes, one after the other: what each method forgets", "experiments.continual"),
+    Job("continual", "ten tasks of new classes in sequence: what each method forgets", "experiments.continual"),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
         f"{_META}.few_labels"),
     Job("few-labels-ten", "nine of its methods on ten splits", f"{_META}.few_labels",
