@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,12 +70,12 @@ def optimizer_of(name: str, groups: list[dict], strength: float, first: dict[str
     return hft.L2SP(adamw, strength=strength, anchor=first, exclude="head.*") if name == "l2sp" else adamw
 
 
-def penalty(body: dict[str, nn.Parameter], past: list[dict[str, tuple[Tensor, Tensor]]]) -> Tensor | float:
+def penalty(body: Mapping[str, Tensor], past: list[dict[str, tuple[Tensor, Tensor]]]) -> Tensor | float:
     """EWC's (arXiv 1612.00796, eq. 3) by F and w* of each task: half of the sum of F (w - w*)^2."""
     return sum((f * (body[k] - w).square()).sum() / 2 for task in past for k, (f, w) in task.items())
 
 
-def fisher(body: dict[str, nn.Parameter], logits: Tensor, drawn: torch.Generator) -> dict[str, tuple[Tensor, Tensor]]:
+def fisher(body: Mapping[str, Tensor], logits: Tensor, drawn: torch.Generator) -> dict[str, tuple[Tensor, Tensor]]:
     """F, the mean squared gradient of log-likelihoods of labels that the network draws, and the weights."""
     labels = torch.multinomial(logits.detach().softmax(1), 1, generator=drawn)
     each = [
