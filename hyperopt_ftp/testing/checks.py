@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tree
-from .calls import check_choice, explained
-from .types import Optimizer
-from .types import check_optimizer as check_is_optimizer
+from .. import tree
+from ..calls import check_choice, explained
+from ..types import Optimizer
+from ..types import check_optimizer as check_is_optimizer
 
 #: Rounding of a dozen operations a step, over ten steps on values of order 1, in float64.
 CLOSE = 1e-13
@@ -81,12 +81,12 @@ def check_pure(opt: Optimizer) -> None:
         grads = torch.func.grad(small_loss)(params, x)
         new = pure_update(opt, grads, state, params)
         again = opt.update(grads, state, params, opt.hparams)
-        assert _same(new, again), (
+        assert same(new, again), (
             "pure: a second update of the same inputs gives something else; is there a counter or a generator outside "
             "of the state?"
         )
         params, state = new
-        if k and not _same(params, first):
+        if k and not same(params, first):
             return
     raise AssertionError("pure: 20 updates have not moved the params")
 
@@ -98,7 +98,7 @@ def pure_update(opt: Optimizer, grads: Any, state: Any, params: Any) -> Any:
     is_pair = isinstance(new, tuple) and len(new) == 2
     assert is_pair, "pure: update must return (params, state)"
     for name, value in given.items():
-        assert _same(value, before[name]), f"pure: update has changed its {name}; return new ones"
+        assert same(value, before[name]), f"pure: update has changed its {name}; return new ones"
     return new
 
 
@@ -205,7 +205,7 @@ def check_resume(opt: Optimizer) -> None:
         for x in data[3:]:
             p, s = opt.update(torch.func.grad(small_loss)(p, x), s, p, opt.hparams)
         ends.append((p, s))
-    assert _same(*ends), "resume: a saved state goes on otherwise; is something kept outside of it?"
+    assert same(*ends), "resume: a saved state goes on otherwise; is something kept outside of it?"
 
 
 def check_gaps(opt: Optimizer) -> None:
@@ -303,7 +303,7 @@ def central_differences(f: Callable[[Any], Tensor], values: Any, h: float = 1e-4
     return result
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """To the last bit; a NaN equals itself."""
     if tree.structure(a) != tree.structure(b):
         return False
