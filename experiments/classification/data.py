@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from experiments.common.errors import InputError
+from experiments.common.options import check_share
 
 PARTS = ("pretrain", "finetune", "test")
 SHARES = (0.375, 0.375, 0.25)  # of the items, by part
@@ -117,6 +118,12 @@ def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pic
     if not len(out.items) or not len(stays.items):
         raise InputError(f"too few pictures to hold out a share of {share:g} of {len(pictures.items)}")
     return stays, out
+
+
+def fewer(pictures: Pictures, share: float, seed: int) -> Pictures:
+    """About that share of the pictures: whole groups, class by class, at least one of each."""
+    check_share(share, len(pictures.items), len(pictures.classes))
+    return pictures if share == 1 else hold_out(pictures, 1 - share, seed)[0]
 
 
 def split(pictures: Pictures, seed: int, shares: Sequence[float] = SHARES) -> dict[str, Pictures]:

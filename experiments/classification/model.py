@@ -1,5 +1,7 @@
 """EfficientNet-Lite0 with a new classifier, and its answers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +30,17 @@ class Classifier(Network):
 
 
 @torch.no_grad()
-def answers(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """The class [N] whose logit is the largest, of each picture."""
+def answers(
+    model: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    pixels: Callable[[Tensor], Tensor] = lambda images: images,
+    among: Tensor | None = None,
+) -> Tensor:
+    """The class [N] whose logit is the largest, among some or all, of each picture; `pixels` is what its place in
+    `images` stands for."""
     was_training = model.training
     model.eval()
-    found = torch.cat([model(some.to(device)).argmax(dim=1).cpu() for some in images.split(SMALL)])
+    logits = torch.cat([model(pixels(some).to(device)).cpu() for some in images.split(SMALL)])
     model.train(was_training)
-    return found
+    return logits.argmax(dim=1) if among is None else among[logits[:, among].argmax(dim=1)]

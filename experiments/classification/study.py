@@ -8,6 +8,8 @@ from experiments.classification.cells import cell_pictures, corrupted
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.drawn import drawn_pictures
 from experiments.classification.emoji import PACKAGES, emoji_pictures, fluent_pictures
+from experiments.classification.own import OwnTask, own_pictures
+from experiments.classification.paper import PAPERS, SOURCES
 from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy
@@ -17,15 +19,22 @@ from experiments.common.progress import Progress
 def load_parts(config: Config, cache: Path, progress: Progress) -> dict[str, Pictures]:
     """The parts of the split."""
     others = {"cells": cell_pictures, "drawn": drawn_pictures}
-    pictures = others[config.pictures]() if config.pictures in others else emoji_pictures(cache, progress)
+    return parts_of(config, others[config.pictures]() if config.pictures in others else emoji_pictures(cache, progress))
+
+
+def parts_of(config: Config, pictures: Pictures) -> dict[str, Pictures]:
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
     if config.domain is not None:
         pictures = pictures.led_by(config.domain)
-    return with_validation(split(pictures, config.split_seed, config.shares), config.holds_out, config.split_seed)
+    parts, seed = split(pictures, config.split_seed, config.shares), config.split_seed
+    return with_validation(parts, config.holds_out, seed, config.labels)
 
 
 def make_task(config: Config, cache: Path, progress: Progress) -> ClassificationTask:
+    if config.data is not None:
+        pictures, folder = own_pictures(config, progress)
+        return OwnTask(parts_of(config, pictures), folder, config)
     parts, device = load_parts(config, cache, progress), torch.device(config.device)
     own, more = parts["test"].of_domain(0), {}
     if config.pictures == "cells":
@@ -44,6 +53,7 @@ def about(task: ClassificationTask) -> dict:
         "classes": list(test.classes),
         "items": {name: len(set(part.items)) for name, part in task.pictures.items()},
         "pictures": {name: len(part.items) for name, part in task.pictures.items()},
+        **task.facts,
     }
 
 
@@ -51,12 +61,17 @@ def setting(content: dict) -> str:
     data, config = content["data"], content["config"]
     items, seeds = data["items"], config["seeds"]
     start = "an anchor trained on all domains" if config["anchor"] == "styles" else "plain ImageNet weights"
+    if config.get("data") is not None:
+        known = f"the weights of {data['network']} ({data['weights']})"
+        start = f"{start}, from {known}" if config["anchor"] == "styles" else f"{known} with a new head"
+    paper = SOURCES.get(config.get("paper") or "")
     metric = "Balanced accuracy (the mean over the classes)" if config.get("pictures") == "cells" else "Accuracy"
     return (
         f"{metric} in % on {items['test']} test items, mean {'± standard error ' if len(seeds) > 1 else ''}over "
         f"fine-tuning seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} (one split, one anchor). "
         f"{items['pretrain']} items for pre-training, {items['finetune']} for fine-tuning, "
         f"{len(data['classes'])} classes. Fine-tuned on {data['id_domain']} alone, from {start}."
+        + (f" Settings of the paper from {paper}." if paper else "")
     )
 
 
@@ -74,7 +89,7 @@ def draw_montage(file: Path, task: ClassificationTask, columns: int = 12) -> Non
     else:
         width = min(columns, *map(len, places))
         chosen = [list(place.values())[:width] for place in places]
-    montage(file, test.images[torch.tensor(chosen)], list(test.domain_names))
+    montage(file, task.pixels(test.images[torch.tensor(chosen)]), list(test.domain_names))
 
 
 COMPARISON = MethodStudy(
@@ -84,7 +99,7 @@ COMPARISON = MethodStudy(
     setting=setting,
     pictures=draw_montage,
     caption="Some of the test pictures, one row for each domain",
-    packages=PACKAGES,
+    packages=(*PACKAGES, "timm", "torchvision"),
 )
 
 STUDY = COMPARISON.study(
@@ -94,5 +109,6 @@ STUDY = COMPARISON.study(
     "learning rate.",
     Config,
     fast=Config(methods=("adamw", "ftp"), seeds=(0,), epochs=5),
+    papers=PAPERS,
 )
 main = STUDY.main

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 import hyperopt_ftp as hft
@@ -76,6 +77,12 @@ class Comparison:
             return self._fit_radii(model, method, seed, lr, name, choosing)
         torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
+        if (clip := options.clip) is not None:
+
+            def clipped(*_: object) -> None:
+                clip_grad_norm_(model.parameters(), clip)
+
+            optimizer.register_step_pre_hook(clipped)
         of_means = [mean for name in followers(method, options.methods) if (mean := METHODS[name].mean) is not None]
         for share in of_means[:1]:
             keep_mean(optimizer, share)
@@ -90,7 +97,7 @@ class Comparison:
             seed=seed,
             file=self.folder / file,
             identity=identity,
-            warm_up=METHODS[method].warm_up,
+            warm_up=METHODS[method].warm_up if options.warm_up is None else options.warm_up,
             schedule=LambdaLR(optimizer, lambda step: 1.0) if METHODS[method].constant else None,
             forward=self._forward(model, method, strength),
             observe=(lambda: list(radii().values())) if radii is not None and not choosing else None,
@@ -255,7 +262,8 @@ def run_comparison(trainer: Trainer[Task], options: AnchorOptions, record: RunRe
     methods = [method for method in options.methods if method not in FOLLOWS]
     for method in methods:
         tried, numbers = rates.setdefault(method, {}), METHODS[method].strengths
-        comparison.choose(method, options.rates_of(method), tried, record.save)
+        if options.lrs:
+            comparison.choose(method, options.rates_of(method), tried, record.save)
         if options.lrs and numbers:  # at the best rate, which was chosen with the first of them
             lr = best(tried)
             scores = strengths.setdefault(method, {str(numbers[0]): tried[str(lr)]})
@@ -266,7 +274,7 @@ def run_comparison(trainer: Trainer[Task], options: AnchorOptions, record: RunRe
             for method in methods:
                 if (method, seed) in done:
                     continue
-                lr = best(rates[method]) or options.lr
+                lr = best(rates[method]) or next(iter(options.rates_of(method)), options.lr)
                 strength = best(strengths.get(method, {}), METHODS[method].usual)
                 record.results.update(comparison.fine_tune(method, seed, lr, strength))
                 record.save()

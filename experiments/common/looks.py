@@ -41,6 +41,8 @@ _FINE_TUNING = {
     "Muon": Look(BLACK, "P"),
     # within a learned radius
     "FTPAdamW": Look(BLUE, "o"),
+    "FTPAdamW, anchor kept": Look(BLUE, "o"),
+    "FTPAdamW, anchor moved": Look(SKY, "s", "--"),
     "FTPAdamW exact": Look(BLUE, "s", "--"),
     "FTPAdamW exact, share": Look(SKY, "D", "--"),
     "FTPAdamW, free first step": Look(BLUE, "D", ":"),
@@ -61,6 +63,7 @@ _FINE_TUNING = {
     "AdamW, EMA": Look(SKY, "^", ":"),
     # pulled toward the anchor
     "L2-SP": Look(GREEN, "o"),
+    "EWC": Look(RED, "D", "-."),
     "L2-SP decoupled": Look(GREEN, "s", "--"),
     "cautious decay": Look(GREEN, "^", ":"),
     "SPD": Look(GREEN, "v"),

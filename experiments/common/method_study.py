@@ -1,6 +1,6 @@
 """A study that compares ways of fine-tuning on one task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,21 +25,24 @@ class MethodStudy(Generic[C, T]):
 
     make_task: Callable[[C, Path, Progress], T]  # the folder is that of what is expensive, and kept
     facts: Callable[[T], dict[str, Any]]  # what of the examples goes into the record
-    heading: str
-    setting: Callable[[dict], str]  # of the record's content: the paragraph under the heading
+    heading: str = ""
+    setting: Callable[[dict], str] = lambda content: ""  # of the record's content: the paragraph under the heading
     pictures: Callable[[Path, T], None] | None = None  # draws some of the examples
     caption: str = ""  # of these
     fit: Fit = fit  # the training loop
     packages: tuple[str, ...] = ()  # whose versions are noted beside torch's
 
-    def study(self, name: str, about: str, config: type[C], fast: C) -> Study[C, T]:
-        """The study of `experiments.NAME`."""
+    def study(
+        self, name: str, about: str, config: type[C], fast: C, papers: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Study[C, T]:
+        """The study of `experiments.NAME`; `papers` has options by what `--paper` may be."""
         return Study(
             name=name,
             prog=f"experiments.{name}",
             about=f"{about} Stop it at any time; the same command goes on from there.",
             config=config,
             fast=fast,
+            papers=papers or {},
             load=self.make_task,
             facts=self.facts,
             work=self._work,

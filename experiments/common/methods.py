@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it checks that the methods are these
 T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, Tensor]
 
+NESTEROV: dict[str, Any] = {"momentum": 0.9, "nesterov": True}
 STRONG_DECAY = 0.1  # weight decay of adamw_decay
 SHARES = (0.5, 0.25, 0.75)  # of the fine-tuned weights in WiSE-FT's means, and in LiNeS's first layer
 MEAN_DECAY = 0.9  # of ema: the last ten steps or so
@@ -89,6 +90,15 @@ def adamw_decay(model: Network, options: AnchorOptions, lr: float) -> torch.opti
 def linear(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
     model.freeze_backbone()
     return _adamw(model.head_parameters(), lr, options.weight_decay)
+
+
+def _sgd(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.named_parameters(), lr=lr, weight_decay=options.weight_decay, **NESTEROV)
+
+
+def _ftp_sgd(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    """Without weight decay, as the authors' is."""
+    return hft.FTPSGD(model.named_parameters(), lr=lr, exclude=free_parameters(model, options), **NESTEROV)
 
 
 def _by_layer(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
@@ -326,6 +336,8 @@ METHODS: Mapping[str, Method] = {
     "lp_ft": Method("LP-FT", "AdamW after a linear probe at ten times the learning rate", adamw, after="linear"),
     "lora": Method("LoRA", "adapters of rank 8 of queries and values, and the head", _lora, linear_layers=True),
     "ftp": Method("FTPAdamW", "every weight stays within a learned radius of the anchor", _ftp()),
+    "nesterov": Method("SGD", "every weight moves freely, by SGD with Nesterov momentum 0.9", _sgd),
+    "ftp_nesterov": Method("FTPSGD", "the same within learned radii, without weight decay", _ftp_sgd),
     "ftp_exact": Method("FTPAdamW exact", "ftp by the true hypergradient of its radii", _ftp(gradient="exact")),
     "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with kappa 0: a hypergradient shrinks no radius", _ftp(kappa=0.0)),
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),

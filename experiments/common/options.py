@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 TRAINED_ANCHORS = ("styles", "topics")
-WITHOUT_EFFECT = ("workers",)  # processes that read pictures
 VALIDATION = 0.2  # share of the fine-tuning examples held out, for learning rates and the radii of tpgm
 
 
@@ -36,9 +35,12 @@ class AnchorOptions:
     epochs: int = 8  # passes over the fine-tuning examples
     lr: float = 5e-4  # first learning rate; it falls to 0 as a cosine
     lrs: tuple[float, ...] = ()  # to choose from, for each method on held-out examples in distribution; none: lr
-    wider: tuple[tuple[str, float], ...] = ()  # methods, each with one more rate: `--wider adamw 2e-5 ftp 1e-2`
+    # Methods, each with one more rate: `--wider adamw 2e-5 ftp 1e-2`; without --lrs, its rate.
+    wider: tuple[tuple[str, float], ...] = ()
     batch_size: int = 32  # examples in one step
     weight_decay: float = 0.01  # decoupled, as in AdamW
+    warm_up: float | None = None  # share of the steps in which the learning rate rises from 0; none: each method's
+    clip: float | None = None  # largest norm of all gradients together
     device: str = "cpu"  # cpu, cuda, mps, or auto, which is cuda where there is one
     split_seed: int = 0  # of the split into parts
     anchor: str = "styles"  # where fine-tuning starts; each study says which there are
@@ -59,6 +61,8 @@ class AnchorOptions:
         for name in ("lr", "anchor_lr"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise InputError(f"{option(name)} {value}: must be a number above 0")
+        if not 0 <= (self.warm_up or 0.0) < 1 or (self.clip is not None and not 0 < self.clip < math.inf):
+            raise InputError(f"--warm-up {self.warm_up}, --clip {self.clip}: give a share below 1, a norm above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"--weight-decay {self.weight_decay}: must be a number of at least 0")
 
@@ -74,6 +78,8 @@ class AnchorOptions:
                 raise InputError(f"--method {name} is made of the weights of {other}; give both")
         if wrong := sorted({method for method, _ in self.wider} - {*self.methods}):
             raise InputError(f"--wider {' '.join(wrong)}: the methods are {', '.join(self.methods)}")
+        if not self.lrs and len({method for method, _ in self.wider}) < len(self.wider):
+            raise InputError("--wider: without --lrs there is nothing to choose from; give each method one rate")
 
     def rates_of(self, method: str) -> tuple[float, ...]:
         """The learning rates that a method chooses from."""
@@ -94,8 +100,8 @@ class AnchorOptions:
 
 
 def plain_values(config: "DataclassInstance") -> dict:
-    """The fields as JSON gives them back (lists for tuples), but for those that change no number."""
-    return {name: v for name, v in json.loads(json.dumps(asdict(config))).items() if name not in WITHOUT_EFFECT}
+    """The fields as JSON gives them back: lists for tuples."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def option(name: str) -> str:
@@ -125,6 +131,14 @@ def check_fields(config: Any, **least: int) -> None:
                     raise InputError(f"{given}: must be at least {least.get(name, 1)}")
             elif isinstance(number, float) and not 0 < number < math.inf:
                 raise InputError(f"{given}: must be a finite number above 0")
+
+
+def check_share(labels: float, examples: int, classes: int) -> int:
+    """How many examples a share of them is; fewer than classes are refused."""
+    if not 0 < labels <= 1 or (kept := round(labels * examples)) < classes:
+        least = f"{classes / examples:.2g}, where {examples} examples are of {classes} classes,"
+        raise InputError(f"--labels {labels:g}: must be at least {least} and at most 1")
+    return kept
 
 
 def check_names(name: str, given: tuple[str, ...], known: Any) -> None:

@@ -6,7 +6,7 @@ is kept."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -80,6 +80,7 @@ class Study(Generic[C, D]):
     work: Callable[[C, D, Session], None] | None = None  # in place of pieces
     facts: Callable[[D], dict[str, Any]] = methodcaller("about")  # what of the data goes into the record
     fast: C | None = None  # what --fast runs
+    papers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options that --paper NAME brings
     lines: Callable[[dict], Sequence[RenderableType]] = lambda content: ()  # what the terminal shows below the table
     packages: tuple[str, ...] = ()  # whose versions are noted beside torch's
     grow: tuple[str, ...] = ()  # options of which a run may get more entries later
@@ -111,7 +112,7 @@ class Study(Generic[C, D]):
         return guarded(work)
 
     def read(self, arguments: Sequence[str] | None) -> Any:
-        """Options on top of the defaults, or of those of --fast."""
+        """Options on top of the defaults, or of those of --fast and --paper."""
         kind, device = self.config, {"device": "auto"} if hasattr(self.config, "device") else {}
 
         @dataclass(frozen=True)
@@ -129,7 +130,9 @@ class Study(Generic[C, D]):
             )  # fmt: skip
 
         run = parse(kind())
-        return parse(self.fast) if run.fast else run
+        paper = self.papers.get(getattr(run.config, "paper", None) or "", {})
+        usual: Any = self.fast if run.fast else kind()
+        return parse(replace(usual, **paper)) if run.fast or paper else run
 
     def _folder(self, config: C) -> Path:
         """`runs/NAME`, with a digest of what differs from the defaults; without the device: the default run is that on

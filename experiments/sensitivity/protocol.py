@@ -7,7 +7,7 @@ distribution a split's score is the mean over the folds' settings. No training i
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,17 @@ class Answered(NamedTuple):
     right: np.ndarray  # [C, N] of 0 and 1
     classes: np.ndarray  # [N]; the score is the mean over these. All equal: the accuracy
     groups: np.ndarray  # [N], the index of each example's group in all splits
+
+
+class Overlaps(NamedTuple):
+    """The same of N scenes with L classes, whose score is the mean intersection over union."""
+
+    shared: np.ndarray  # [C, N, L], pixels of intersection
+    union: np.ndarray  # [C, N, L]
+    groups: np.ndarray  # [N]
+
+
+Test: TypeAlias = Answered | Overlaps
 
 
 class Scores(NamedTuple):
@@ -44,9 +55,12 @@ def resampled(groups: int) -> np.ndarray:
     return torch.zeros(RESAMPLES, groups).scatter_add_(1, drawn, torch.ones(RESAMPLES, groups)).double().numpy()
 
 
-def counted(test: Answered, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each class how many examples are right [B, C, L], and how many there are [B, 1, L]; groups count [B, G]."""
+def counted(test: Test, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class how many examples are right [B, C, L], and how many there are [B, 1, L], or pixels of intersection
+    and of union [B, C, L]; groups count [B, G]."""
     each = counts[:, test.groups]
+    if isinstance(test, Overlaps):
+        return np.tensordot(each, test.shared, (1, 1)), np.tensordot(each, test.union, (1, 1))
     by_class = [each * (test.classes == one) for one in np.unique(test.classes)]
     right = np.stack([own @ test.right.T for own in by_class], -1)
     return right, np.stack([own.sum(1, keepdims=True) for own in by_class], -1)
@@ -59,7 +73,10 @@ def percent(right: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def cross_fitted(
-    ids: Sequence[Answered], oods: Sequence[Sequence[Answered]], folds: np.ndarray, counts: np.ndarray
+    ids: Sequence[Test],
+    oods: Sequence[Sequence[Test]],
+    folds: np.ndarray,
+    counts: np.ndarray,
 ) -> Scores:
     """The scores of a method.
 
@@ -77,8 +94,9 @@ def cross_fitted(
         chosen.append(np.mean(others, 0).argmax(1))  # of equally good settings the first
     own, out = [], []
     for split, tests in enumerate(oods):
-        right = [parts[split][0][rows, best] for parts, best in zip(held, chosen, strict=True)]
-        own.append(percent(np.sum(right, 0), whole[split][1][:, 0]))
+        pairs = [(np.broadcast_arrays(*parts[split]), best) for parts, best in zip(held, chosen, strict=True)]
+        right, there = (np.sum([pair[which][rows, best] for pair, best in pairs], 0) for which in (0, 1))
+        own.append(percent(right, there))
         of_settings = np.stack([percent(*counted(test, counts)) for test in tests], -1)
         out.append(np.mean([of_settings[rows, best] for best in chosen], 0))
     return Scores(np.stack(chosen, 1), np.stack(own, 1), np.stack(out, 1))

@@ -11,7 +11,17 @@ from experiments.common.report_kit import bullets, fixed, write
 from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
 from experiments.sensitivity.protocol import FOLDS, RESAMPLES
-from experiments.sensitivity.summary import AS_GOOD, all_scores, by_test, choices, in_brief, scores_of, table, widest
+from experiments.sensitivity.summary import (
+    AS_GOOD,
+    all_scores,
+    by_test,
+    choices,
+    groups_of,
+    in_brief,
+    scores_of,
+    table,
+    widest,
+)
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
@@ -22,6 +32,8 @@ STARTS = {
     "cells": "Solar cells, working or defective, from ImageNet's weights and a new head",
     "drawn": "Shapes in colours, drawn at random, from ImageNet's weights and a new head",
     "opinions": "Opinions, from MiniLM as it comes and a new head",
+    "segmentation styles": "Scenes of emoji, from a network trained on scenes of other emoji in all styles",
+    "segmentation imagenet": "Scenes of emoji, from ImageNet's encoder and a new decoder",
 }
 PROTOCOL = (
     f"The groups of the test in distribution (an emoji is one in all its styles, else an example) are cut into {FOLDS} "
@@ -68,14 +80,21 @@ def setting(content: dict) -> str:
 
 def about(content: dict, shown: str = "means over splits") -> str:
     """What was tested."""
-    config, data = content["config"], content["data"]
-    sizes = {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
+    config, data, anchor = content["config"], content["data"], content["config"]["anchor"]
+    start = STARTS.get(f"{content['experiment']} {anchor}") or STARTS[anchor]
+    sizes = {name: len(groups_of(test)) for name, test in next(iter(data["tests"].values())).items()}
     own, *others = (f"{name} ({size})" for name, size in sizes.items())
     return (
-        f"{STARTS[config['anchor']]}. Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
+        f"{start}.{_few(config)} "
+        f"Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
         f"{', '.join(others)}. Scores are {data['metric']} in %, {shown} "
         f"{', '.join(map(str, config['seeds']))} of one pool."
     )
+
+
+def _few(config: dict) -> str:
+    labels = 100 * config.get("labels", 1)
+    return f" Of the examples to fine-tune on {labels:g} % are kept, in so many more passes." if labels < 100 else ""
 
 
 def _priors(content: dict) -> str:

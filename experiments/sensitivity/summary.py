@@ -1,7 +1,10 @@
 """Scores of every training, those of every method by its chosen settings, and what they say in a few numbers."""
 
+import base64
+import zlib
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +14,26 @@ from experiments.common.estimate import Estimate, chance_above, estimate, interv
 from experiments.common.methods import FOLLOWS, title
 from experiments.common.report_kit import Table, fixed
 from experiments.common.task import percent_right
-from experiments.sensitivity.protocol import Answered, cross_fitted, fold_of, half_width, resampled
+from experiments.sensitivity.protocol import (
+    Answered,
+    Overlaps,
+    Test,
+    cross_fitted,
+    fold_of,
+    half_width,
+    percent,
+    resampled,
+)
 from experiments.sensitivity.protocol import Scores as CrossFitted
 
 AS_GOOD = 5.0  # points below AdamW at its best rate: what a rate that nobody tuned may cost
 Scores = Mapping[str, Mapping[float, Sequence[Mapping[str, float]]]]  # by method and rate: a "id", "ood" by split
+
+
+def described(test: Any) -> dict[str, str]:
+    """What a record says of a test: the groups of its examples, and their classes, where each has one."""
+    labels = getattr(test, "labels", None)
+    return ({} if labels is None else {"classes": digits(labels)}) | {"groups": ",".join(test.groups)}
 
 
 def digits(classes: Tensor) -> str:
@@ -25,6 +43,22 @@ def digits(classes: Tensor) -> str:
 
 def classes_of(digits: str) -> Tensor:
     return torch.tensor(list(map(int, digits)))
+
+
+def written(answers: Tensor) -> str:
+    """How a record keeps the answers to a test: classes [N], or pixels of intersection and union [N, L, 2]."""
+    if answers.ndim == 1:
+        return digits(answers)
+    which = np.moveaxis(answers.numpy(), -1, 0)
+    planes = np.stack([which % 256, which // 256]).astype(np.uint8)  # of low and of high bytes: shorter by a third
+    return base64.b85encode(zlib.compress(planes.tobytes(), 9)).decode()
+
+
+def pixels_of(written: str, scenes: int) -> np.ndarray:
+    """[N, L, 2]."""
+    flat = np.frombuffer(zlib.decompress(base64.b85decode(written)), np.uint8)
+    low, high = flat.reshape(2, 2, scenes, -1).astype(np.int64)
+    return np.moveaxis(low + 256 * high, 0, -1)
 
 
 def named(method: str, share: float | None) -> str:
@@ -47,12 +81,17 @@ def scores_of(content: dict) -> dict[str, dict[float, list[dict[str, float]]]]:
 
 
 def _scored(result: dict, data: dict) -> dict[str, dict[str, float]]:
-    truth = {name: classes_of(test["classes"]) for name, test in data["tests"][str(result["seed"])].items()}
-    found = {}
+    tests, found = data["tests"][str(result["seed"])], {}
     for name, answers in result["answers"].items():
-        own, *others = (percent_right(classes_of(answers[test]), truth[test], data["by_class"]) for test in truth)
+        own, *others = (_score(answers[test], about, data["by_class"]) for test, about in tests.items())
         found[name] = {"id": own, "ood": mean(others)}
     return found
+
+
+def _score(given: str, test: dict, by_class: bool) -> float:
+    if "classes" in test:
+        return percent_right(classes_of(given), classes_of(test["classes"]), by_class)
+    return float(percent(*pixels_of(given, len(groups_of(test))).sum(0).T))
 
 
 def mean_of(scores: Scores, name: str, lr: float, which: str) -> float:
@@ -73,7 +112,7 @@ class Answers:
         self._tests, self._by_class = data["tests"], data["by_class"]
         self.seeds: list[str] = list(self._tests)
         self.tests: list[str] = list(self._tests[self.seeds[0]])
-        every = {group for sets in self._tests.values() for test in sets.values() for group in _groups(test)}
+        every = {group for sets in self._tests.values() for test in sets.values() for group in groups_of(test)}
         self.groups: list[str] = sorted(every)
         self._place = {group: number for number, group in enumerate(self.groups)}
         self._of: dict[str, dict[tuple, dict[str, dict]]] = {}
@@ -94,16 +133,20 @@ class Answers:
         """Each a rate, and a share or None."""
         return sorted(self._of[method])
 
-    def of(self, method: str, settings: Sequence[tuple], seed: str, test: str) -> Answered:
+    def of(self, method: str, settings: Sequence[tuple], seed: str, test: str) -> Test:
         own = self._tests[seed][test]
-        truth = classes_of(own["classes"])
-        given = [classes_of(self._of[method][setting][seed][test]) for setting in settings]
+        texts = [self._of[method][setting][seed][test] for setting in settings]
+        groups = np.array([self._place[group] for group in groups_of(own)])
+        if "classes" not in own:
+            pixels = np.stack([pixels_of(text, len(groups)) for text in texts]).astype(float)
+            return Overlaps(pixels[..., 0], pixels[..., 1], groups)
+        truth, given = classes_of(own["classes"]), torch.stack([classes_of(text) for text in texts])
         classes = truth.numpy() if self._by_class else np.zeros(len(truth))
-        groups = np.array([self._place[group] for group in _groups(own)])
-        return Answered((torch.stack(given) == truth).double().numpy(), classes, groups)
+        return Answered((given == truth).double().numpy(), classes, groups)
 
 
-def _groups(test: dict) -> list[str]:
+def groups_of(test: dict) -> list[str]:
+    """Of each example."""
     return test["groups"].split(",")
 
 

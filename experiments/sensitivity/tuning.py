@@ -16,11 +16,12 @@ import tyro
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, interval
-from experiments.common.figures import dots
+from experiments.common.figures import SMALL, dots, heading, legend, legend_height, panels, save
+from experiments.common.looks import LOOKS
 from experiments.common.methods import title
 from experiments.common.report_kit import Table, fixed, markdown
-from experiments.sensitivity.protocol import Answered, counted, percent
-from experiments.sensitivity.summary import Answers, choices, minus_adamw, row_title, scores_of
+from experiments.sensitivity.protocol import Test, counted, percent
+from experiments.sensitivity.summary import Answers, choices, groups_of, mean_of, minus_adamw, row_title, scores_of
 
 COUNTS, DRAWS, SEED = (20, 50, 100, 200), 60, 0
 FTP_LR, ADAMW_LR = 6e-4, 2e-4  # the best in the mean of other tasks: see chosen_elsewhere
@@ -31,10 +32,11 @@ GRIDS: Mapping[str, tuple[float, ...]] = {"3": (6e-5, 2e-4, 6e-4), "7": ()}
 SOURCES = {
     "emoji": ("styles", "imagenet"),
     "solar cells": ("cells", "cells-poly"),
+    "scenes": ("scenes", "scenes-imagenet"),
     "airline tweets": ("topics", "minilm"),
     "opinions": ("opinions", "opinions-newspapers", "opinions-tweets", "opinions-products"),
 }
-KINDS = {"pictures": ("emoji", "solar cells"), "texts": ("airline tweets", "opinions")}
+KINDS = {"pictures": ("emoji", "solar cells", "scenes"), "texts": ("airline tweets", "opinions")}
 #: Further runs, by the study that has AdamW on their splits.
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "drawn": ("drawn-radius",),
@@ -55,7 +57,7 @@ def drawn(groups: Sequence[int] | np.ndarray, count: int, of: int, seed: Sequenc
     return held
 
 
-def gain(ids: tuple[Answered, Answered], oods: Sequence[tuple[Answered, Answered]], held: np.ndarray) -> Gain:
+def gain(ids: tuple[Test, Test], oods: Sequence[tuple[Test, Test]], held: np.ndarray) -> Gain:
     """The mean over the draws.
 
     Args:
@@ -66,7 +68,7 @@ def gain(ids: tuple[Answered, Answered], oods: Sequence[tuple[Answered, Answered
     best = scores >= scores.max(1, keepdims=True) - 1e-9
     share = best / best.sum(1, keepdims=True)  # of equally good rates each is taken as often
 
-    def difference(plain: Answered, own: Answered) -> float:
+    def difference(plain: Test, own: Test) -> float:
         return float(
             (percent(*counted(own, 1 - held))[:, 0] - (share * percent(*counted(plain, 1 - held))).sum(1)).mean()
         )
@@ -106,8 +108,8 @@ def of_splits(values: Sequence[float], test: int, train: int) -> Estimate:
 def sizes(content: dict) -> tuple[int, int]:
     """Examples of the test in distribution, and those that are fine-tuned on."""
     data = content["data"]
-    test = len(next(iter(next(iter(data["tests"].values())).values()))["classes"])
-    return test, (data["items"] if "items" in data else data["tweets"])["finetune"]
+    test = len(groups_of(next(iter(next(iter(data["tests"].values())).values()))))
+    return test, next(data[kind]["finetune"] for kind in ("items", "tweets", "scenes") if kind in data)
 
 
 def both(pairs: Sequence[Gain]) -> str:
@@ -143,6 +145,32 @@ def draw(file: Path, found: dict) -> None:
     dots(file, rows, "FTPAdamW minus AdamW, points")
 
 
+def draw_tolerance(file: Path, studies: Mapping[str, dict]) -> None:
+    """Scores by the rate, minus AdamW at its best one: a thin line for each task, and the mean at the rates that all
+    have."""
+    titles = [title(method) for method in ("adamw", "ftp")]
+    figure, both_axes = panels(2, 3.0, legend_height(titles), sharey=True)
+    for axes, which, name in zip(both_axes, WHICH, ("in distribution", "out of distribution"), strict=True):
+        for method in ("adamw", "ftp"):
+            lines, colour = [], LOOKS[title(method)].colour
+            for content in studies.values():
+                scores, best = scores_of(content), mean(content["summary"]["adamw"][which])
+                line = {float(f"{lr:.3g}"): mean_of(scores, method, lr, which) - best for lr in scores[method]}
+                axes.plot(*zip(*sorted(line.items()), strict=True), color=colour, linewidth=0.5, alpha=0.5)
+                lines.append(line)
+            shared = sorted(set.intersection(*map(set, lines)))
+            means = [mean(line[lr] for line in lines) for lr in shared]
+            axes.plot(shared, means, color=colour, linewidth=2.4, label=title(method))
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set_xscale("log")
+        heading(axes, name)
+    both_axes[0].set_ylim(bottom=-40)  # a training that is lost stands below
+    figure.supxlabel("learning rate", fontsize=10)
+    figure.supylabel("points minus AdamW at its best rate", fontsize=SMALL)
+    legend(figure, both_axes[0].get_legend_handles_labels()[0], titles)
+    save(figure, file)
+
+
 def summary(studies: Mapping[str, dict]) -> dict:
     """Of the contents of the studies."""
     tuned: dict[str, dict[str, dict[str, list[Gain]]]] = {}
@@ -157,7 +185,7 @@ def summary(studies: Mapping[str, dict]) -> dict:
 
 
 def tables(found: dict, studies: Mapping[str, dict]) -> tuple[Table, Table]:
-    header, rows = ["AdamW's rate", "all ten", *KINDS, *SOURCES], []
+    header, rows = ["AdamW's rate", "all twelve", *KINDS, *SOURCES], []
     for grid in GRIDS:
         for count in COUNTS:
             rows.append([f"best of {grid} on {count}", *by_kind(by_study(found["tuned"][grid][str(count)]))])
@@ -327,7 +355,7 @@ def beside(study: dict, *runs: dict) -> dict[str, list[Gain]]:
 
 
 def of_beside(found: Mapping[str, dict[str, list[Gain]]]) -> Table:
-    """Of the ten tasks, which have their rates elsewhere, only what is chosen."""
+    """Of the twelve tasks, which have their rates elsewhere, only what is chosen."""
     rows = [
         [study, name, str(len(pairs)), both(pairs)]
         for study, own in found.items()
@@ -375,9 +403,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Study by study, with 95 % intervals over the five splits, which share examples (Nadeau and Bengio 2003):",
             "\n".join(markdown(*each)),
             "## One rate for all",
-            "Minus AdamW with a rate of its own for each study, ID / OOD: the mean of all ten, and the worst one:",
+            "![AdamW and FTPAdamW at every rate, minus AdamW at its best: thin a task, thick the mean](tolerance.png)",
+            "Minus AdamW with a rate of its own for each study, ID / OOD: the mean of all twelve, and the worst "
+            "one:",
             "\n".join(markdown(*at_one_rate(contents))),
-            "The rate that is best in distribution in the mean over the studies of the three other sources: "
+            "The rate that is best in distribution in the mean over the studies of the four other sources: "
             + "; ".join(
                 f"{title(method)} {', '.join(f'{rate:g} ({source})' for source, rate in of.items())}"
                 for method, of in chosen_elsewhere(contents).items()
@@ -399,6 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = studies / "tuning"
         out.mkdir(exist_ok=True)
         draw(out / "gain.png", found)
+        draw_tolerance(out / "tolerance.png", contents)
         checkpoint.write_text(out / "report.md", "\n\n".join(text) + "\n")
         checkpoint.write_text(
             out / "metrics.json", json.dumps(found | {"radii": moved, "free": free, "beside": more}, indent=1) + "\n"

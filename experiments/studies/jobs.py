@@ -16,6 +16,7 @@ CORE = (
     "--methods", "linear", "adamw", "adamw_warmup", "lp_ft", "ftp", "wise", "wise_ftp", "model_stock", "soup",
 )  # fmt: skip
 FEW = ("--methods", "linear", "adamw", "ftp", "wise", "wise_ftp")
+HEADLINE = ("--methods", "linear", "adamw", "adamw_head", "ftp", "wise")
 #: Files that have to be there: pip download --no-deps --no-binary :all: vaderSentiment
 OPINIONS = ("--archive", "vaderSentiment-3.3.2.tar.gz", "--tweets", "300", "--test-tweets", "175")
 #: npm pack @iconify-json/fluent-emoji-flat
@@ -51,7 +52,7 @@ class Job:
 
 _CLASSIFY, _LANGUAGE = "experiments.classification", "experiments.language"
 _TUNING, _META = "experiments.tuning", "experiments.meta"
-_RATES = "experiments.sensitivity"
+_RATES, _SCENES = "experiments.sensitivity", "experiments.segmentation"
 
 FULL = (
     Job("classification", "emoji in other styles, every method", _CLASSIFY,
@@ -79,6 +80,19 @@ FULL = (
             ("opinions-tweets", "the same, fine-tuned on tweets", "--domain", "tweets", *OPINIONS, *FEW, *WIDER),
             ("opinions-products", "the same, fine-tuned on products", "--domain", "products", *OPINIONS, *FEW,
              *WIDER),
+        )
+    ),
+    Job("sensitivity-scenes", "the same on scenes: which class every pixel shows, from a network trained on them",
+        _SCENES, HEADLINE),
+    Job("sensitivity-scenes-imagenet", "the same from ImageNet's encoder and a new decoder", _SCENES,
+        ("--anchor", "imagenet", *HEADLINE)),
+    *(
+        Job(f"few-{name}", f"the same with a tenth of the labels: {about}", module,
+            (*options, "--labels", "0.1", *HEADLINE))
+        for name, about, module, *options in (
+            ("scenes", "scenes", _SCENES),
+            ("styles", "emoji, from a model trained on them", _RATES, *FLUENT),
+            ("imagenet", "emoji, from ImageNet's weights", _RATES, "--anchor", "imagenet", *FLUENT),
         )
     ),
     *(
@@ -154,6 +168,7 @@ FULL = (
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
+    Job("continual", "ten tasks of new classes in sequence: what each method forgets", "experiments.continual"),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
         f"{_META}.few_labels"),
     Job("few-labels-ten", "nine of its methods on ten splits", f"{_META}.few_labels",
@@ -170,6 +185,7 @@ FAST = (
     Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, ("--fast",), alone=True),
     Job("language", "sentiment of tweets, AdamW and FTP", _LANGUAGE, ("--fast",), alone=True),
     Job("sensitivity-imagenet", "AdamW, FTP and WiSE-FT at two learning rates", _RATES, ("--fast",)),
+    Job("sensitivity-scenes", "AdamW and FTP at two learning rates, on scenes", _SCENES, ("--fast",)),
     *(Job(job.name, job.about, job.module, ("--fast",)) for job in FULL
-      if job.module.startswith((_TUNING, _META)) and not job.name.startswith("few-labels-")),
+      if job.module.startswith((_TUNING, _META, "experiments.continual")) and not job.name.startswith("few-labels-")),
 )  # fmt: skip

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored import project, radius_gradient, row_norm
 
-from ..support.cases import ANCHOR
-from ..support.problems import batches, largest_difference, loss, start, train
+from ..support.draws import gaps, normal, seeds, several, shapes, tenths
+from ..support.problems import start
 from ..support.reference_runs import Run, runs
 
 RUNS = list(runs())
@@ -36,19 +36,14 @@ def test_weights_and_radii_equal_the_reference_runs(run: Run):
         torch.testing.assert_close(radii, expected, rtol=0, atol=1e-10)
 
 
-def random_step(seed: int, shape: list[int]):
-    g = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(3))
+STEPS = 8
+norms = st.sampled_from(["mars", "l2"])
+ways = st.sampled_from(["paper", "exact"])
 
 
-@given(
-    seed=st.integers(0, 9999),
-    shape=st.lists(st.integers(1, 5), max_size=3),
-    norm=st.sampled_from(["mars", "l2"]),
-    share=st.floats(0.05, 1.5),
-)
+@given(seed=seeds, shape=shapes.filter(lambda s: 0 not in s), norm=norms, share=st.floats(0.05, 1.5))
 def test_exact_is_autograd_through_the_step_and_paper_too_when_all_rows_are_clipped(seed, shape, norm, share):
-    w0, c, g = random_step(seed, shape)
+    w0, c, g = normal(seed, [shape] * 3)
     n = row_norm(c, norm)
     gamma = share * n.max()
     autograd = torch.func.grad(lambda r: (g * project(w0 + c, w0, r, norm)).sum())(gamma)
@@ -74,24 +69,99 @@ def test_the_first_step_stays_at_the_anchor_and_the_second_moves_the_radius_by_0
     assert m / v == pytest.approx(0.744, abs=1e-3)
 
 
-def test_radius_lr_0_is_the_projection_with_a_fixed_radius():
-    w0, data = start(), batches(10)
-    # From the anchor every radius is, and stays, 1e-8.
-    got, _ = train(hft.ftp(hft.adamw(lr=0.1), w0, radius_lr=0.0), None, w0, data)
-    want, _ = train(hft.projected(hft.adamw(lr=0.1), w0, radius=1e-8), None, w0, data)
-    assert largest_difference(got, want) <= 1e-15
-    assert 0 < largest_difference(got, w0) <= 1e-8
+BASES = {
+    "sgd": lambda: hft.sgd(lr=0.1),
+    "momentum": lambda: hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1),
+    "adam": lambda: hft.adam(lr=0.1),
+}
+bases = st.sampled_from(sorted(BASES))
 
 
-def test_names_absent_from_the_anchor_are_unconstrained():
-    w0, data, base = start(), batches(5), hft.sgd(lr=0.1)
-    for opt in (hft.ftp(base, {"w": w0["w"], "b": None}), hft.projected(base, {"w": w0["w"]}, radius=0.0)):
-        params, state = w0, opt.init(w0)
-        for x in data:
-            grads = torch.func.grad(loss)(params, x)
-            new, state = opt.update(grads, state, params)
-            assert torch.equal(new["b"], torch.sub(params["b"], grads["b"], alpha=0.1))
-            params = new
+def run(opt, first, seed, absent=frozenset(), steps=STEPS):
+    """Params and state after each step of gradients that turn around; ``absent``: of which tensor, in which step."""
+    params, state = first, opt.init(first)
+    drifts = normal(seed, [w.shape for w in first.values()])
+    for t in range(steps):
+        noise = normal(seed + 1 + t, [w.shape for w in first.values()])
+        sign = 1 if t < steps // 2 else -1
+        grads = {
+            name: None if (t, i) in absent else sign * drift + 0.3 * x
+            for i, (name, drift, x) in enumerate(zip(first, drifts, noise, strict=True))
+        }
+        before, (params, state) = params, opt.update(grads, state, params)
+        yield grads, before, params, state
+
+
+def tensors(seed, sizes, off=0.0):
+    """Anchors, and weights off them."""
+    anchors, ways = normal(seed, sizes), normal(seed + 500, sizes)
+    return (
+        {str(i): w0 for i, w0 in enumerate(anchors)},
+        {str(i): w0 + off * d for i, (w0, d) in enumerate(zip(anchors, ways, strict=True))},
+    )
+
+
+@given(
+    seed=seeds, sizes=several, base=bases, norm=norms, gradient=ways, off=st.sampled_from([0.0, 0.3]),
+    kappa=tenths(0, 10), radius_lr=tenths(0, 5), radius_start=st.none() | st.floats(0, 1e40), absent=gaps(4, STEPS),
+)  # fmt: skip
+def test_a_radius_stays_between_its_floor_and_the_largest_norm_and_every_row_within_it(
+    seed, sizes, base, norm, gradient, off, kappa, radius_lr, radius_start, absent
+):
+    """Weights are W0 + min(gamma / n, 1) c of the state. With kappa 0 a radius shrinks by the clip alone."""
+    (w0, first), radii = tensors(seed, sizes, off), {}
+    opt = hft.ftp(BASES[base](), w0, norm, kappa, radius_lr, gradient, radius_start=radius_start)
+    for grads, before, params, state in run(opt, first, seed, absent):
+        for name, w in params.items():
+            if grads[name] is None:
+                assert torch.equal(w, before[name])
+                continue
+            radius, n, c = state.radius[name], state.norms[name], state.deviation[name]
+            assert 1e-8 <= radius <= max(n.tolist(), default=1e-8)
+            # Each entry of W0 + s c is rounded three times.
+            slack = 4 * torch.finfo(torch.float64).eps * (w.abs().sum() + w0[name].abs().sum())
+            assert (row_norm(w - w0[name], norm) - 1e-8 <= radius + slack).all()
+            assert ((w - project(w0[name] + c, w0[name], radius, norm)).abs() <= slack).all()
+            assert kappa or radius >= min(radii.get(name, 0.0), max(n.tolist(), default=0.0))
+            radii[name] = radius
+
+
+@given(seed=seeds, sizes=several, base=bases, norm=norms, start=tenths(0, 30))
+def test_without_a_radius_lr_the_radius_is_the_least_that_was_and_what_the_anchor_leaves_out_is_the_bases(
+    seed, sizes, base, norm, start
+):
+    """The clip at the largest norm is for good."""
+    w0, first = tensors(seed, sizes)
+    held = {name: x for name, x in w0.items() if name != "0"}
+    ftp = hft.ftp(BASES[base](), {**held, "0": None}, norm, radius_lr=0.0, radius_start=start)
+    box = hft.projected(BASES[base](), held, norm=norm, radius=0.0)
+    least = dict.fromkeys(held, max(start, 1e-8))
+    for (*_, got, state), (*_, boxed, _), (*_, free, _) in zip(
+        *(run(opt, first, seed) for opt in (ftp, box, BASES[base]())), strict=True
+    ):
+        assert torch.equal(got["0"], free["0"])
+        assert torch.equal(boxed["0"], free["0"])
+        assert all(torch.equal(boxed[name], w0[name]) for name in held)
+        least = {name: min(x, max(state.norms[name].tolist(), default=1e-8)) for name, x in least.items()}
+        assert {name: x.item() for name, x in state.radius.items()} == least
+
+
+@given(seed=seeds, sizes=several, base=bases, norm=norms, gradient=ways, absent=gaps(4, STEPS))
+def test_a_tensor_makes_its_steps_alone_whatever_the_others_do(seed, sizes, base, norm, gradient, absent):
+    """It ends, radius and its moments too, where a run of its own steps ends, to the last bit."""
+    w0, first = tensors(seed, sizes)
+    whole = hft.ftp(BASES[base](), w0, norm, radius_lr=0.05, gradient=gradient)
+    *_, (_, _, params, state) = made = [*run(whole, first, seed, absent)]
+    for name in w0:
+        own = [grads[name] for grads, *_ in made if grads[name] is not None]
+        opt, w = hft.ftp(BASES[base](), {name: w0[name]}, norm, radius_lr=0.05, gradient=gradient), {name: first[name]}
+        alone = opt.init(w)
+        for g in own:
+            w, alone = opt.update({name: g}, alone, w)
+        assert torch.equal(w[name], params[name])
+        assert torch.equal(alone.radius[name], state.radius[name])
+        counts = [x[name] if isinstance(x, dict) else x for x in (state.radius_opt.step, alone.radius_opt.step)]
+        assert counts == [len(own)] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -119,26 +189,6 @@ def test_radius_and_moments_are_float32_for_16_bit_weights():
     state = hft.ftp(hft.adamw(), w0).init(w0)
     kept = (state.radius, state.deviation, state.norms, state.radius_opt.exp_avg, state.base.exp_avg_sq)
     assert {x.dtype for part in kept for x in part.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("gaps", [[{"b"}, set(), set(), set()], [set(), {"w"}, {"b", "w"}, set(), {"b"}]])
-def test_layers_make_their_steps_alone_where_gradients_are_none(gaps: list[set[str]]):
-    """A layer ends, radius and its moments too, where a run of its own steps ends."""
-    whole, params = hft.ftp(hft.adam(lr=0.1), ANCHOR, radius_lr=0.05), start()
-    state, given = whole.init(params), {"w": [], "b": []}
-    for x, missing in zip(batches(len(gaps)), gaps, strict=True):
-        grads: dict = torch.func.grad(loss)(params, x)
-        for name in grads.keys() - missing:
-            given[name].append(grads[name])
-        params, state = whole.update({n: None if n in missing else g for n, g in grads.items()}, state, params)
-    for name, own in given.items():
-        opt, w = hft.ftp(hft.adam(lr=0.1), {name: ANCHOR[name]}, radius_lr=0.05), {name: start()[name]}
-        alone = opt.init(w)
-        for g in own:
-            w, alone = opt.update({name: g}, alone, w)
-        assert torch.equal(w[name], params[name])
-        assert torch.equal(alone.radius[name], state.radius[name])
-        assert state.radius_opt.step[name] == alone.radius_opt.step == len(own)
 
 
 def test_the_first_radius_is_no_hparam():

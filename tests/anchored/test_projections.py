@@ -1,3 +1,5 @@
+"""The laws of the projection onto the ball of a radius, whole or row by row."""
+
 from __future__ import annotations
 
 import math
@@ -6,26 +8,38 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.func import grad
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored import project, row_norm
 
+from ..support.draws import dtypes, normal, seeds, shapes
+
 FLOOR = 1e-8  # in each norm
 
-shapes = st.lists(st.integers(1, 5), max_size=4)
 norms = st.sampled_from(["mars", "l2"])
+radii = st.floats(0, 10)
 
 
-def pair(shape: list[int], seed: int, size: float = 1.0):
-    g = torch.Generator().manual_seed(seed)
-    w0 = torch.randn(shape, generator=g, dtype=torch.float64)
-    return w0 + size * torch.randn(shape, generator=g, dtype=torch.float64), w0
+def points(shape: tuple[int, ...], seed: int, count: int = 2, size: float = 3.0) -> list[Tensor]:
+    """The anchor, and points around it."""
+    w0, *ways = normal(seed, [shape] * count)
+    return [w0, *(w0 + size * way for way in ways)]
 
 
-@given(shape=shapes, norm=norms, seed=st.integers(0, 999))
+def one(x: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(x, dtype=dtype)
+
+
+def rounding(*xs: Tensor) -> float:
+    """Of a norm of what was projected: each entry of W0 + s c is rounded three times, and the sum over them."""
+    return 8 * torch.finfo(torch.float64).eps * sum(x.abs().sum().item() for x in xs)
+
+
+@given(shape=shapes, norm=norms, seed=seeds)
 def test_row_norm_is_its_definition(shape, norm, seed):
-    d, _ = pair(shape, seed)
+    (d,) = normal(seed, [shape])
     n = row_norm(d, norm)
     if norm == "l2":
         want = [math.sqrt(sum(x * x for x in d.flatten().tolist()))]
@@ -36,34 +50,51 @@ def test_row_norm_is_its_definition(shape, norm, seed):
     assert n.tolist() == pytest.approx([x + FLOOR for x in want], rel=1e-14)
 
 
-@given(shape=shapes, norm=norms, seed=st.integers(0, 999), radius=st.floats(0, 10))
-def test_projected_rows_lie_in_the_ball_and_keep_their_direction(shape, norm, seed, radius):
-    w, w0 = pair(shape, seed, size=3.0)
-    gamma = torch.tensor(radius, dtype=torch.float64)
-    inside = project(w, w0, gamma, norm)
-    n = row_norm(inside - w0, norm) - FLOOR
-    assert (n <= radius + 1e-14 * (1 + n)).all()  # rounding of W0 + c
-    again = project(inside, w0, gamma, norm)
-    # A second projection shrinks a row by the floor in its norm, and no more.
-    assert (again - inside).abs().max() <= FLOOR / (radius + FLOOR) * (inside - w0).abs().max() + 1e-14
+@given(shape=shapes, norm=norms, seed=seeds, radius=radii)
+def test_projected_rows_lie_in_the_ball_and_a_second_projection_moves_them_by_the_floor(shape, norm, seed, radius):
+    w0, w = points(shape, seed)
+    inside = project(w, w0, one(radius), norm)
+    n, slack = row_norm(inside - w0, norm) - FLOOR, rounding(w0, w)
+    assert (n <= radius + slack).all()
+    again = project(inside, w0, one(radius), norm)
+    # The scale is radius / (n + floor) where n is radius: a relative floor / (radius + floor), and no more.
+    assert ((again - inside).abs() <= FLOOR / (radius + FLOOR) * (inside - w0).abs() + slack).all()
 
 
-@given(shape=shapes, norm=norms, seed=st.integers(0, 999))
-def test_limits_of_the_radius(shape, norm, seed):
-    w, w0 = pair(shape, seed)
-    zero, infinity = torch.tensor(0.0, dtype=torch.float64), torch.tensor(math.inf, dtype=torch.float64)
-    assert torch.equal(project(w, w0, zero, norm), w0)
-    assert torch.equal(project(w, w0, infinity, norm), w0 + (w - w0))
+@given(shape=shapes, norm=norms, seed=seeds, radius=radii)
+def test_no_point_of_the_ball_is_nearer_in_the_norm_of_the_ball(shape, norm, seed, radius):
+    """l2: nearest. mars: one of the nearest in L1, row by row; in the Euclidean distance others may be nearer."""
+    w0, w, other = points(shape, seed, 3)
+    inside, point = (project(x, w0, one(radius), norm) for x in (w, other))
+    # |c| (1 - r / (|c| + floor)) <= |c| - r + floor, and |c| - r <= |c - x| for any x of the ball.
+    assert (row_norm(w - inside, norm) <= row_norm(w - point, norm) + FLOOR + rounding(w0, w, other)).all()
 
 
-def test_l2_is_the_nearest_point_of_the_ball():
-    w, w0 = pair([4], 0, size=5.0)
-    gamma = torch.tensor(1.0, dtype=torch.float64)
-    found = project(w, w0, gamma, "l2")
-    for seed in range(200):
-        other = pair([4], seed)[0] - pair([4], seed)[1]
-        other = w0 + other / other.norm()
-        assert (found - w).norm() <= (other - w).norm() + 1e-7  # 1e-8 in the norm
+@given(shape=shapes, norm=norms, seed=seeds, radius=radii, apart=st.sampled_from([1e-3, 0.1, 3.0]))
+def test_two_points_move_no_further_apart_in_l2_and_at_most_twice_as_far_in_l1(shape, norm, seed, radius, apart):
+    """The radial map has the slopes r floor / (n + floor)^2 and r / (n + floor), and in L1 the sum of both counts."""
+    w0, a = points(shape, seed)
+    b = a + apart * normal(seed + 1, [shape])[0]
+    before, after = (
+        row_norm(x, norm) - FLOOR
+        for x in (a - b, project(a, w0, one(radius), norm) - project(b, w0, one(radius), norm))
+    )
+    assert (after <= (1 if norm == "l2" else 2) * before + rounding(w0, a, b)).all()
+
+
+def test_in_l1_two_points_may_move_apart():
+    w0, a, b = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.1]])
+    moved = project(a, w0, torch.tensor(1.0)) - project(b, w0, torch.tensor(1.0))
+    assert row_norm(moved) > 1.8 * row_norm(a - b)
+
+
+@given(shape=shapes, norm=norms, seed=seeds, dtype=dtypes)
+def test_radius_0_is_the_anchor_and_infinity_the_weights_in_any_dtype(shape, norm, seed, dtype):
+    w0, w = (x.to(dtype) for x in points(shape, seed))
+    for radius, want in ((0.0, w0), (math.inf, w0 + (w - w0))):
+        found = project(w, w0, one(radius, dtype), norm)
+        assert (found.dtype, found.shape) == (dtype, w.shape)
+        assert torch.equal(found, want)
 
 
 def settled(radius, w, w0):
@@ -75,7 +106,7 @@ def settled(radius, w, w0):
 
 def test_derivatives_at_ties_and_at_infinity():
     w, w0 = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
-    n, infinity = row_norm(w), torch.tensor(math.inf, dtype=torch.float64)
+    n, infinity = row_norm(w), one(math.inf)
 
     def scales(r, w=w):
         return project(w, w0, r) / w.detach()
@@ -89,11 +120,12 @@ def test_derivatives_at_ties_and_at_infinity():
     assert settled(n[2] + 1, w, w0) == n[2]
 
 
-def test_a_zero_deviation_has_a_finite_derivative_and_no_rows_a_radius():
-    w0, one = torch.zeros(2, 3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    for norm in ("mars", "l2"):
-        assert grad(lambda w, norm=norm: project(w, w0, one, norm).sum())(w0).isfinite().all()
-    for shape in ((0, 4), (4, 0), (0,)):
-        w = torch.zeros(shape)
-        assert project(w, w, torch.tensor(1.0)).shape == w.shape
-        assert settled(torch.tensor(1.0), w, w).item() == pytest.approx(FLOOR)
+@given(shape=shapes, norm=norms, seed=seeds, radius=st.floats(1e-3, 10))
+def test_the_radius_that_is_left_is_at_most_the_largest_norm_and_a_zero_deviation_has_a_derivative(
+    shape, norm, seed, radius
+):
+    """Of a tensor without rows it is the floor."""
+    w0, w = points(shape, seed)
+    assert grad(lambda w: project(w, w0, one(1.0), norm).sum())(w0).isfinite().all()
+    top = max(row_norm(w - w0).tolist(), default=FLOOR)
+    assert settled(one(radius), w, w0).item() == pytest.approx(min(radius, top), rel=1e-14)

@@ -19,7 +19,7 @@ from .small_task import STUDY, Config, Points
 
 WITH_RADII = {
     "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_radius", "ftp_start", "tpgm",
-    "mars_sp", "ftp_prodigy", "ftp_dadapt", "ftp_ldog", "ftp_schedule_free",
+    "ftp_nesterov", "mars_sp", "ftp_prodigy", "ftp_dadapt", "ftp_ldog", "ftp_schedule_free",
 }  # fmt: skip
 TRAINED = METHODS.keys() - FOLLOWS.keys()
 

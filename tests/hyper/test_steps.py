@@ -60,20 +60,6 @@ def test_a_loss_at_each_step_is_that_of_a_loop_by_hand(problem: Problem, strateg
         torch.testing.assert_close(x, y, rtol=0, atol=(2**-6 if problem.autocast else 1e-11) * top)
 
 
-@pytest.mark.parametrize("strategy", [*STEPWISE.values(), hft.Unroll(first_order=True)], ids=str)
-def test_run_to_their_end_they_are_train(strategy: Any):
-    lr = one(0.1, requires_grad=True)
-    run = hft.train(SGD, loss, W, DATA, hparams={"lr": lr}, strategy=strategy)
-    *_, last = found = [*hft.steps(SGD, loss, W, DATA, hparams={"lr": lr}, strategy=strategy)]
-    assert [step.k for step in found] == [0, 1, 2, 3]
-    assert not any(step.loss.requires_grad or step.loss.ndim for step in found)
-    torch.testing.assert_close(torch.stack([step.loss for step in found]), run.losses, rtol=1e-14, atol=0)
-    torch.testing.assert_close([last.params, last.state], [run.params, run.state], rtol=1e-13, atol=1e-15)
-    slopes = [torch.autograd.grad(loss(p, DATA[0]), lr, create_graph=True)[0] for p in (last.params, run.params)]
-    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
-    torch.testing.assert_close(*[torch.autograd.grad(g, lr)[0] for g in slopes], rtol=1e-11, atol=0)
-
-
 @every_strategy
 def test_batches_that_depend_on_the_params_seen(strategy: Any):
     """On-policy: the way from params through the next batch counts, and the training gradient is partial."""

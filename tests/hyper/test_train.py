@@ -118,21 +118,6 @@ def derive(problem: Problem, mode: str, strategy: Any) -> None:
 
 MLP = next(p for p in PROBLEMS if p.name == "mlp")
 every_strategy = pytest.mark.parametrize("strategy", [*KINDS, "Forward(chunk=1)"])
-in_parts = pytest.mark.parametrize("part", range(4), ids=["hparams", "params", "state", "batches"])
-
-
-@in_parts
-@pytest.mark.parametrize("strategy", EXACT)
-def test_each_part_alone(strategy, part):
-    """What else there is counts as constant, and costs nothing."""
-    sizes = [sum(x.is_floating_point() for x in tree.leaves(values)) for values in MLP.start]
-    places = range(sum(sizes[:part]), sum(sizes[: part + 1]))
-    if "chunk" in strategy:
-        places = [i for i in places if i in MLP.small]
-    inputs = [x.clone().requires_grad_(i in places) for i, x in enumerate(MLP.inputs)]
-    MLP.value(inputs, EXACT[strategy]).backward()
-    equal(MLP, [inputs[i].grad for i in places], [MLP.slope[i] for i in places])
-    assert [i for i, x in enumerate(inputs) if x.grad is not None] == list(places)
 
 
 @pytest.mark.parametrize("strategy", [*EXACT.values(), hft.Unroll(truncate=1), hft.ZeroOrder(2, 0.1)], ids=str)

@@ -40,6 +40,7 @@ class Case:
     lean: bool = False
     layout: Callable[[int, Tensor], Tensor] | None = None  # of the tensors of layer i
     layers: Layers = field(init=False)
+    sizes: dict[tuple[str, str], float] = field(init=False, default_factory=dict)  # the largest moments so far
 
     def __post_init__(self) -> None:
         real = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -122,7 +123,8 @@ class Case:
         """Tolerances, with e the unit of the working dtype (2^-24 or 2^-53).
 
         W and c: a step rounds W', c, s c and W, each by e max |W| at most. A row's norm adds up its errors, which are
-        of both signs (4 standard deviations), and rounds by a few e. Moments are off by a few e of their size.
+        of both signs (4 standard deviations), and rounds by a few e. Moments are off by a few e of the largest
+        that they were, each time a gradient was added.
         A radius moves by radius_lr a step at most; its direction, m / sqrt(v) of the hypergradients, is off by twice
         their relative error, which is that of c, where a step is lr (the gradients drift: no sum cancels). It rounds by
         e a step, and where the clip acts it is a norm.
@@ -140,7 +142,8 @@ class Case:
                 assert (L.weights[i] != expected.view_as(L.weights[i])).sum() <= 0.002 * expected.numel() + 1
             for column, name in zip(L.moments, self.moment_names(), strict=False):
                 truth = getattr(self.state.base, name)[k]
-                size = truth.double().nan_to_num(0, 0, 0).abs().max().item() if truth.numel() else 0.0
+                now = truth.double().nan_to_num(0, 0, 0).abs().max().item() if truth.numel() else 0.0
+                size = self.sizes[name, k] = max(now, self.sizes.get((name, k), 0.0))
                 # Coupled decay brings W's error into the momentum.
                 slack = small if isinstance(self.base, SGD) else 0
                 close(f"{name} of {i}", column[i], truth, 8 * e * steps * size + slack, 0)

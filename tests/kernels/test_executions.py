@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import cpu, foreach, triton
 
+from ..support.draws import seeds
 from . import interpreter as interpreter
 from .problems import FEW, LR, RADIUS_LR, SGD, SHAPES, AdamW, Amp, Ball, Case, run, tensors
 
@@ -33,46 +36,44 @@ def test_every_shape_in_one_call(execution):
     run(execution, Case(SHAPES, free=(4,), zero=(3,)))
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "bfloat16": {"dtype": torch.bfloat16},
-    "float16": {"dtype": torch.float16},
-    "float64": {"dtype": torch.float64},
-    "bfloat16, decay": {"dtype": torch.bfloat16, "base": AdamW(LR, 0.9, 0.99, 1e-8, 0.1)},
-    "decay": {"base": AdamW(LR, 0.9, 0.99, 1e-8, 0.1)},
-    "amsgrad": {"amsgrad": True},
-    "sgd": {"base": SGD(LR, 0.0, 0.0, False)},
-    "momentum, decay": {"base": SGD(LR, 0.9, 0.1, False)},
-    "nesterov": {"base": SGD(LR, 0.9, 0.0, True)},
-    "float64, sgd": {"dtype": torch.float64, "base": SGD(0.1 / 3, 0.9, 0.01, False)},
-    "exact": {"ball": Ball(RADIUS_LR, 1.0, "mars", True)},
-    "kappa 0": {"ball": Ball(RADIUS_LR, 0.0, "mars", False)},
-    "kappa 0.5": {"ball": Ball(RADIUS_LR, 0.5, "mars", False)},
-    "l2": {"ball": Ball(RADIUS_LR, 1.0, "l2", False)},
-    "l2, exact, float64": {"ball": Ball(RADIUS_LR, 1.0, "l2", True), "dtype": torch.float64},
-    "lean": {"lean": True},
-    "anchors of three dtypes": {"anchor_dtypes": (torch.float32, torch.bfloat16, torch.float16)},
-    "zero anchors": {"zero": tuple(range(len(FEW)))},
-    "zero and other anchors, bfloat16": {"zero": (0, 3), "dtype": torch.bfloat16},
-    "unconstrained": {"free": tuple(range(len(FEW)))},
-    "unconstrained and not, bfloat16": {"free": (1, 4), "dtype": torch.bfloat16},
-    "maximize": {"amp": Amp(maximize=True)},
-    "amp": {"amp": Amp(False, torch.tensor([1024.0]), torch.tensor([0.0])), "dtype": torch.bfloat16},
-    "amp, maximize": {"amp": Amp(True, torch.tensor(3.0), torch.tensor(0.0))},
-    "tensor lr": {"base": AdamW(torch.tensor(LR), 0.9, 0.99, 1e-8, 0.1)},
-    "tensor lr, sgd": {"base": SGD(torch.tensor(LR), 0.9, 0.0, False)},
-}
+BASES = st.one_of(
+    st.builds(AdamW, st.just(LR), st.just(0.9), st.just(0.99), st.just(1e-8), st.sampled_from([0.0, 0.1])),
+    st.builds(SGD, st.just(LR), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.1]), st.just(False)),
+    st.builds(SGD, st.just(LR), st.just(0.9), st.sampled_from([0.0, 0.1]), st.just(True)),
+)
+BALLS = st.builds(
+    Ball, st.just(RADIUS_LR), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(["mars", "l2"]), st.booleans()
+)
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_options(execution, options: dict[str, Any]):
-    run(execution, Case(FEW, **options))
+@st.composite
+def problems(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of a :class:`Case` that go together."""
+    dtype, base = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])), draw(BASES)
+    some, full = st.sets(st.integers(0, len(FEW) - 1)).map(tuple), dtype == torch.float32
+    scale = draw(st.sampled_from([None, torch.tensor([1024.0]), *([torch.tensor(3.0)] if full else [])]))
+    return {
+        "dtype": dtype,
+        "base": base._replace(lr=torch.tensor(LR)) if draw(st.booleans()) else base,
+        "ball": draw(BALLS),
+        "amp": Amp(draw(st.booleans()), scale, None if scale is None else torch.tensor(0.0)),
+        "amsgrad": isinstance(base, AdamW) and draw(st.booleans()),
+        "lean": full and draw(st.booleans()),
+        "free": draw(some),
+        "zero": draw(some),
+        "anchor_dtypes": draw(st.sampled_from([(), (torch.float32, torch.bfloat16, torch.float16)])) if full else (),
+    }
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_in_working_precision(execution, dtype: torch.dtype):
-    case = Case(FEW, dtype)
-    case.layers.grads[:] = [g.float() for g in case.layers.grads]
-    run(execution, case)
+@settings(max_examples=40)
+@given(execution=st.sampled_from(sorted(EXECUTIONS)), options=problems(), seed=seeds, wide=st.booleans())
+def test_an_execution_is_the_pure_function(execution: str, options: dict[str, Any], seed: int, wide: bool):
+    """``wide``: 16-bit weights with gradients in working precision."""
+    torch.manual_seed(seed)
+    case = Case(FEW, **options)
+    if wide and case.dtype.itemsize == 2:
+        case.layers.grads[:] = [g.float() for g in case.layers.grads]
+    run(EXECUTIONS[execution], case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hyperopt_ftp as hft
+
+from ..support.draws import seeds
 
 F64 = torch.float64
 #: A and B, as they are called by peft in a model and in a file, of an embedding, by loralib, torchtune, diffusers.
@@ -55,24 +59,20 @@ def first(weights: dict[str, Tensor], zero: str) -> dict[str, Tensor]:
     return {n: torch.zeros_like(w) if zero in n else torch.randn_like(w) for n, w in weights.items() if "lora" in n}
 
 
-#: By the share of the fine-tuned weights in each layer.
-MIXTURES: dict[str, tuple[Callable[..., dict[str, Tensor]], tuple[float, float, float]]] = {
-    "wise": (lambda w, w0: hft.wise(w, w0, 0.25), (0.75, 0.75, 0.75)),
-    "lines": (lambda w, w0: hft.lines(w, w0, [f"*{n}*" for n in LAYERS], alpha=0.2, beta=1.0), (0.2, 0.7, 1.2)),
-}
-
-
-@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-@pytest.mark.parametrize(("mix", "kept"), MIXTURES.values(), ids=MIXTURES)
-def test_products_are_mixed_once_and_the_rest_stays(mix, kept, names):
-    weights = adapter(0, names)
+@given(names=st.sampled_from([*NAMES.values()]), a=st.floats(0, 1), b=st.floats(0, 1), seed=seeds)
+def test_products_are_mixed_once_and_the_rest_stays(names, a, b, seed):
+    """By shares of the fine-tuned weights that are one for all, or on a line."""
+    weights = adapter(seed, names)
     for anchor in ("zero", zeros(weights)):
-        mixed = mix(weights, anchor)
-        now, then = products(mixed, names), products(weights, names)
-        for layer, share in zip(LAYERS, kept, strict=True):
-            torch.testing.assert_close(now[layer], share * then[layer], rtol=1e-14, atol=1e-15)
-        assert torch.equal(mixed["head.weight"], weights["head.weight"])
-        assert {name: w.shape for name, w in mixed.items()} == {name: w.shape for name, w in weights.items()}
+        for mixed, kept in (
+            (hft.wise(weights, anchor, a), (1 - a,) * 3),
+            (hft.lines(weights, anchor, [f"*{n}*" for n in LAYERS], alpha=a, beta=b), (a, a + b / 2, a + b)),
+        ):
+            now, then = products(mixed, names), products(weights, names)
+            for layer, share in zip(LAYERS, kept, strict=True):
+                torch.testing.assert_close(now[layer], share * then[layer], rtol=1e-14, atol=1e-14)
+            assert torch.equal(mixed["head.weight"], weights["head.weight"])
+            assert {name: w.shape for name, w in mixed.items()} == {name: w.shape for name, w in weights.items()}
 
 
 @pytest.mark.parametrize("zero", ["lora_A", "lora_B"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hyperopt_ftp as hft
@@ -125,6 +126,10 @@ every_input = pytest.mark.parametrize(
         for what in some_inputs(row, turn)
     ],
 )
+
+#: For properties: a row, and one with each of its inputs.
+rows = st.sampled_from([*ROWS.values()])
+inputs = st.sampled_from([(row, options) for row in ROWS.values() for options in row.inputs.values()])
 
 #: torch's optimizers that step once for each dense gradient, and what makes them keep more.
 TORCHS = {

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hyperopt_ftp as hft
 
 from ..support.compare import same
 from ..support.contract import through_a_file
+from ..support.draws import dtypes
 from ..support.executions import FLAGS
-from ..support.pairs import pairs
 
 SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "1.scale": (), "2.kernel": (4, 2, 3, 3)}
 STEPS = 6
@@ -37,7 +39,6 @@ def wrapped(params: Any, eps: float = 1e-8, **options: Any) -> Any:
 
 
 MAKES = pytest.mark.parametrize("make", [adamw, sgd, wrapped])
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def weights(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -76,30 +77,26 @@ def in_a_file(dtype: torch.dtype, folder: Path) -> Path:
     return folder / "anchor.safetensors"
 
 
-RUNS = pairs({"execution": list(FLAGS), "make": [adamw, sgd, wrapped], "source": list(SOURCES), "dtype": DTYPES})
-
-
-@pytest.mark.parametrize("chosen", RUNS, ids=lambda c: f"{c['make'].__name__}-{c['execution']}-{c['source']}")
-def test_a_run_goes_on_bit_for_bit_at_any_step(chosen: dict[str, Any], tmp_path: Path):
-    execution, make, source, dtype = chosen.values()
-    options = SOURCES[source](dtype, tmp_path) | FLAGS[execution]
+@given(
+    make=st.sampled_from([adamw, sgd, wrapped]), execution=st.sampled_from(sorted(FLAGS)), dtype=dtypes,
+    source=st.sampled_from(sorted(SOURCES)), at=st.integers(0, STEPS),
+)  # fmt: skip
+def test_a_run_goes_on_bit_for_bit_at_any_step(make, execution, dtype, source, at, tmp_path_factory):
+    options = SOURCES[source](dtype, tmp_path_factory.mktemp("anchor")) | FLAGS[execution]
     if make is wrapped and dtype == torch.float16:  # in which torch's AdamW counts, and 1e-8 is 0
         options["eps"] = 1e-4
     straight = parameters(weights(dtype))
     opt = make(straight.items(), **options)
-    copies = []
-    for t in range(STEPS):
-        saved = {"model": {n: p.data for n, p in straight.items()}, "opt": opt.state_dict()}
-        copies.append(through_a_file(saved))
-        train(straight, opt, range(t, t + 1))
+    train(straight, opt, range(at))
+    saved = through_a_file({"model": {n: p.data for n, p in straight.items()}, "opt": opt.state_dict()})
+    train(straight, opt, range(at, STEPS))
     assert all(p.isfinite().all() for p in straight.values())  # runs of NaN would be equal
-    for t, saved in enumerate(copies):
-        params = parameters(saved["model"])
-        again = make(params.items(), **options)
-        again.load_state_dict(saved["opt"])
-        train(params, again, range(t, STEPS))
-        assert same({n: p.data for n, p in params.items()}, {n: p.data for n, p in straight.items()})
-        assert same(again.state_dict(), opt.state_dict())
+    params = parameters(saved["model"])
+    again = make(params.items(), **options)
+    again.load_state_dict(saved["opt"])
+    train(params, again, range(at, STEPS))
+    assert same({n: p.data for n, p in params.items()}, {n: p.data for n, p in straight.items()})
+    assert same(again.state_dict(), opt.state_dict())
     assert opt.execution == execution
     held = [state for state in opt.state_dict()["state"].values() if "radius" in state]
     assert all(("anchor" in state) == (source in ("start", "given", "narrow")) for state in held)

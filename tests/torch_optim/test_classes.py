@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 
 from ..support import contract
 from ..support.compare import equal
 from ..support.contract import TORCHS
+from ..support.draws import gaps
 from ..support.executions import FLAGS, every_execution
 from ..support.reference_runs import Run, runs
 
@@ -155,8 +158,11 @@ def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
     assert opt.radii()[0] == pytest.approx(1e-8)
 
 
-@pytest.mark.parametrize("name", TORCHS)
-def test_a_class_that_does_nothing_is_any_optimizer(name: str):
+@given(
+    name=st.sampled_from(sorted(TORCHS)), absent=gaps(2, 6),
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=2),
+)  # fmt: skip
+def test_a_class_that_does_nothing_is_any_optimizer(name, absent, sizes):
     """A strength of zero to the last bit; an infinite radius up to the rounding of W0 + c."""
     make, sides = getattr(torch.optim, name), []
     for wrap in (
@@ -164,8 +170,8 @@ def test_a_class_that_does_nothing_is_any_optimizer(name: str):
         lambda base: hft.L2SP(base, strength=0.0),
         lambda base: hft.MARSSP(base, radius=math.inf),
     ):
-        params = contract.parameters(shapes=[(4, 3), (2, 2)])
-        contract.step(params, wrap(make(params, **TORCHS[name])), range(6))
+        params = contract.parameters(shapes=sizes)
+        contract.step(params, wrap(make(params, **TORCHS[name])), range(6), absent)
         sides.append(params)
     assert equal(sides[0], sides[1])
     for p, q in zip(sides[0], sides[2], strict=True):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 
@@ -20,19 +22,30 @@ from ..support.contract import (
     Row,
     again,
     begun,
-    every_input,
-    every_row,
+    inputs,
     one_base,
     parameters,
+    rows,
     step,
     through_a_file,
 )
+from ..support.draws import gaps, several
+
+STEPS = 6
+#: After how many steps something happens.
+moments = st.integers(0, STEPS)
 
 
-@every_input
-def test_a_file_of_plain_values_goes_on_bit_for_bit(row: Row, options: Options):
+@settings(max_examples=50)
+@given(chosen=inputs, sizes=several, at=moments, absent=gaps(4, STEPS))
+def test_a_file_of_plain_values_goes_on_bit_for_bit(
+    chosen: tuple[Row, Options], sizes: list[tuple[int, ...]], at: int, absent: set[tuple[int, int]]
+):
     """torch.load(weights_only=True); the state dicts are equal, then and later, and loading leaves the saved one."""
-    params, opt = begun(row, **options)
+    row, options = chosen
+    params = parameters(shapes=sizes)
+    opt = row.build(params, **options)
+    step(params, opt, range(at), absent)
     saved = through_a_file(opt.state_dict())
     assert same(saved, opt.state_dict())
     others = again(params)
@@ -41,38 +54,37 @@ def test_a_file_of_plain_values_goes_on_bit_for_bit(row: Row, options: Options):
     fresh.load_state_dict(given)
     assert same(given, saved)
     assert same(fresh.state_dict(), opt.state_dict())
-    step(params, opt, range(3, 6))
-    step(others, fresh, range(3, 6))
+    step(params, opt, range(at, STEPS), absent)
+    step(others, fresh, range(at, STEPS), absent)
     assert equal(others, params)
     assert same(fresh.state_dict(), opt.state_dict())
 
 
-@every_row
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_copies_go_on_bit_for_bit(row: Row, how: str):
-    params, opt = begun(row)
+@given(row=rows, how=st.sampled_from(["deepcopy", "pickle"]), at=moments)
+def test_copies_go_on_bit_for_bit(row: Row, how: str, at: int):
+    params, opt = begun(row, steps=at)
     others, twin = copy.deepcopy((params, opt)) if how == "deepcopy" else pickle.loads(pickle.dumps((params, opt)))
     assert type(twin) is type(opt)
     public = {name for name in vars(opt) if not name.startswith("_")}
     assert {name for name in vars(twin) if not name.startswith("_")} == public
     assert all(p is q for p, q in zip(others, twin.param_groups[0]["params"], strict=True))
-    step(params, opt, range(3, 6))
-    step(others, twin, range(3, 6))
+    step(params, opt, range(at, STEPS))
+    step(others, twin, range(at, STEPS))
     assert equal(others, params)
     assert same(twin.state_dict(), opt.state_dict())
-    step(others, twin, [6])
+    step(others, twin, [STEPS])
     assert not equal(others, params)
 
 
-@one_base
-@pytest.mark.parametrize(("there", "here"), [(True, True), (True, False), (False, True)], ids=str)
-def test_names_are_those_of_the_optimizer_that_loads_or_else_of_the_checkpoint(row: Row, there: bool, here: bool):
+@given(row=rows, names=st.sampled_from([(True, True), (True, False), (False, True)]))
+def test_names_are_those_of_the_optimizer_that_loads_or_else_of_the_checkpoint(row: Row, names: tuple[bool, bool]):
+    there, here = names
     params, opt = begun(row, names=there)
     others = again(params)
     fresh = row.build([(f"other{i}", p) for i, p in enumerate(others)] if here else others)
     fresh.load_state_dict(copy.deepcopy(opt.state_dict()))
-    names = [f"{'other' if here else 'p'}{i}" for i in range(len(params))]
-    assert fresh.param_groups[0]["param_names"] == names
+    found = fresh.param_groups[0]["param_names"]
+    assert found == [f"{'other' if here else 'p'}{i}" for i in range(len(params))]
     step(params, opt, range(3, 5))
     step(others, fresh, range(3, 5))
     assert equal(others, params)
@@ -104,7 +116,7 @@ NEWER = {"maximize", "foreach", "fused", "capturable", "amsgrad", "nesterov"}
 NUMBERS = {"params", "lr", "betas", "eps", "weight_decay", "momentum", "dampening"}
 
 
-@every_row
+@given(row=rows)
 def test_groups_without_newer_options_get_the_defaults(row: Row):
     params, opt = begun(row)
     straight, reference = copy.deepcopy((params, opt))
@@ -132,15 +144,16 @@ MAKES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-@pytest.mark.parametrize(
-    ("there", "here"),
-    [(torch.float64, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float64)],
-    ids=str,
-)
-def test_a_checkpoint_of_weights_of_another_dtype_goes_on(make, there: torch.dtype, here: torch.dtype):
+WIDE = [torch.float64, torch.float32]
+
+
+@given(
+    make=st.sampled_from([*MAKES.values()]), there=st.sampled_from(WIDE), here=st.sampled_from([*WIDE, torch.bfloat16]),
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3),
+)  # fmt: skip
+def test_a_checkpoint_of_weights_of_another_dtype_goes_on(make, there: torch.dtype, here: torch.dtype, sizes):
     """torch's optimizers then need their state in the new dtype; a step differs by roundings of weights and state."""
-    params = parameters(there, [(4, 3), (2, 2)])
+    params = parameters(there, sizes)
     opt = make(params)
     step(params, opt, range(3))
     others = [torch.nn.Parameter(p.detach().to(here)) for p in params]

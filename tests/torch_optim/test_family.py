@@ -5,74 +5,90 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 
 from ..support.compare import equal
-from ..support.family import CLASSES, FAMILY, HELD, WRONG_OPTIONS, Method, every_class, every_held
-from ..support.trajectories import BASES, parameters, play, problem, tensors, trajectory
+from ..support.draws import dtypes, gaps, methods, seeds
+from ..support.family import CLASSES, FAMILY, HELD, WRONG_OPTIONS, Method, every_class
+from ..support.trajectories import BASES, SHAPES, parameters, play, problem, tensors
+
+STEPS = 12
+NAMES = tuple(SHAPES)
+bases = st.sampled_from(sorted(BASES))
+missing = gaps(len(NAMES), STEPS)
 
 
 def build(method: Method, params: dict, base: str = "adam", **rest):
     return method.around(BASES[base][1](params.items()), **rest)
 
 
-@every_held
-@pytest.mark.parametrize("base", BASES)
-def test_a_class_equals_its_transcription_from_the_paper(method: Method, base: str):
-    anchor, first, grads = problem()
-    params = parameters(first)
-    opt = build(method, params, base, anchor=tensors(anchor))
-    for t in play(params, opt, grads):
-        expected = trajectory(method, base)[t] if t in (0, 10, 29) else None
-        if expected:
-            for name, p in params.items():
-                assert np.abs(p.detach().numpy() - expected[name]).max() <= 1e-10
+def with_gaps(grads: list[dict], absent: set[tuple[int, int]]) -> list[dict]:
+    return [{n: None if (t, NAMES.index(n)) in absent else x for n, x in g.items()} for t, g in enumerate(grads)]
 
 
-@pytest.mark.parametrize("method", [method for method in FAMILY if method.drop_in and method.zero], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_strength_is_the_base_bit_for_bit(method: Method, dtype: torch.dtype):
-    _, first, grads = problem(steps=16)
+@given(
+    method=methods(HELD), base=bases, seed=seeds, absent=missing, foreach=st.sampled_from([None, False]),
+    out=st.sets(st.sampled_from(NAMES), max_size=2), by_name=st.booleans(),
+)  # fmt: skip
+def test_a_class_is_its_pure_rule_and_what_is_left_out_its_base(method, base, seed, absent, foreach, out, by_name):
+    """The rule is its transcription from the paper: test_anchored.py. What is left out is so to the last bit."""
+    anchor, first, grads = problem(seed, STEPS)
+    grads, params, twin = with_gaps(grads, absent), parameters(first), parameters(first)
+    groups = [
+        {"params": [(n, p) for n, p in params.items() if (n in out) == free], "foreach": foreach}
+        | ({} if by_name else {"constrained": not free})
+        for free in (True, False)
+    ]
+    opt = method.around(
+        BASES[base][1]([g for g in groups if g["params"]]), anchor=tensors(anchor), exclude=[*out] if by_name else ()
+    )
+    free = BASES[base][1](twin.items())
+    rule = method.held(BASES[base][0](), {n: w0 for n, w0 in tensors(anchor).items() if n not in out})
+    weights, state = tensors(first), rule.init(tensors(first))
+    for t, _ in zip(play(params, opt, grads), play(twin, free, grads), strict=True):
+        weights, state = rule.update(
+            {n: x if x is None else torch.tensor(x) for n, x in grads[t].items()}, state, weights
+        )
+        for name, p in params.items():
+            # As in test_anchored.py: 12 steps of two dozen roundings, which a division makes 1e3 times as large.
+            assert (p.detach() - weights[name]).abs().max() <= 1e-10
+            assert name not in out or torch.equal(p, twin[name])
+    assert not any("anchor" in opt.state[params[name]] for name in out if params[name] in opt.state)
+
+
+@given(
+    method=st.sampled_from([m for m in FAMILY if m.drop_in and m.zero]), base=bases, seed=seeds, absent=missing,
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_no_strength_is_the_base_bit_for_bit(method, base, seed, absent, dtype):
+    _, first, grads = problem(seed, STEPS)
     held, free = parameters(first, dtype), parameters(first, dtype)
-    opt = method.around(torch.optim.Adam(held.values(), lr=0.05), **method.zero)
-    base = torch.optim.Adam(free.values(), lr=0.05)
-    for _ in zip(play(held, opt, grads), play(free, base, grads), strict=True):
+    opt, plain = method.around(BASES[base][1](held.values()), **method.zero), BASES[base][1](free.values())
+    grads = with_gaps(grads, absent)
+    for _ in zip(play(held, opt, grads), play(free, plain, grads), strict=True):
         assert equal(held.values(), free.values())
 
 
-@every_held
-@pytest.mark.parametrize("by", ["name", "group"])
-def test_a_head_is_left_free(method: Method, by: str):
-    _, first, grads = problem(steps=16)
-    free, params = parameters(first), parameters(first)
-    list(play(free, BASES["adam"][1](free.values()), grads))
-    groups = [{"params": [params["bias"]], "constrained": False}, {"params": [params["weight"], params["conv"]]}]
-    opt = build(method, params, exclude="bias") if by == "name" else method.around(BASES["adam"][1](groups))
-    list(play(params, opt, grads))
-    assert torch.equal(params["bias"], free["bias"])
-    assert not torch.equal(params["weight"], free["weight"])
-    assert "anchor" not in opt.state[params["bias"]]
-
-
-@every_held
-@pytest.mark.parametrize("off", [False, True])
-def test_missing_gradients_move_nothing_and_do_not_disturb_others(method: Method, off: bool):
-    """From the anchor, and from off it."""
-    anchor, first, grads = problem(steps=16)
+@given(method=methods(HELD), base=bases, seed=seeds, absent=missing, late=st.integers(0, 3), off=st.booleans())
+def test_missing_gradients_move_nothing_and_do_not_disturb_others(method, base, seed, absent, late, off):
+    """Of a bias that comes late, and of all now and then; from the anchor, and from off it."""
+    anchor, first, grads = problem(seed, STEPS)
     params, alone = parameters(first), parameters(first)
     anchors = tensors(anchor) if off else {name: p.detach().clone() for name, p in params.items()}
-    gaps = [{**g, "bias": None if t < 3 or t % 2 else g["bias"]} for t, g in enumerate(grads)]
-    opt = build(method, params, anchor=anchors)
-    for t in play(params, opt, gaps):
-        assert t >= 3 or torch.equal(params["bias"], torch.tensor(first["bias"]))
-        assert t >= 3 or params["bias"] not in opt.state
+    grads = with_gaps(grads, absent | {(t, NAMES.index("bias")) for t in range(late)})
+    opt, before = build(method, params, base, anchor=anchors), tensors(first)
+    for t in play(params, opt, grads):
+        assert all(torch.equal(p, before[name]) for name, p in params.items() if grads[t][name] is None)
+        assert t >= late or params["bias"] not in opt.state
+        before = {name: p.detach().clone() for name, p in params.items()}
     for name in params:
         one = {name: alone[name]}
-        list(play(one, build(method, one, anchor={name: anchors[name]}), [{name: g[name]} for g in gaps]))
+        list(play(one, build(method, one, base, anchor={name: anchors[name]}), [{name: g[name]} for g in grads]))
         assert torch.equal(params[name], alone[name])
 
 
@@ -80,11 +96,21 @@ MANY = [method for method in HELD if method.drop_in not in (hft.FTP, hft.MARSSP)
 every_many = pytest.mark.parametrize("method", MANY, ids=str)
 
 
-def runs_of_both(method: Method, dtype: torch.dtype, steps: int, spoil=None, **rest):
+def entry_of(where: str, value: float):
+    """Puts it into two tensors at the last step."""
+
+    def spoil(params) -> None:
+        for p in (params[0], params[4]):
+            getattr(p, where)[0, ..., 1] = value
+
+    return spoil
+
+
+def runs_of_both(method: Method, dtype: torch.dtype, steps: int, seed: int, spoil=None, **rest):
     """By the pure rule and by the execution on many tensors: odd shapes, two groups, one excluded."""
     shapes = [(4, 3), (5,), (), (0, 3), (2, 3, 2, 2), (3, 7), (1, 4, 1)]
     for foreach in (False, None):
-        g = torch.Generator().manual_seed(3)
+        g = torch.Generator().manual_seed(seed)
         params = [torch.nn.Parameter(torch.randn(shape, generator=g).to(dtype)) for shape in shapes]
         params[4].data = params[4].data.to(memory_format=torch.channels_last)
         named = [(f"p{i}", p) for i, p in enumerate(params)]
@@ -114,27 +140,19 @@ def assert_alike(sides, eps: float) -> None:
                 torch.testing.assert_close(y.nan_to_num(0, 0, 0), x.nan_to_num(0, 0, 0), rtol=64 * eps, atol=64 * eps)
 
 
-@every_many
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [7, None])
-def test_many_tensors_at_once_are_the_rule(method: Method, dtype: torch.dtype, size: int | None, monkeypatch):
-    """Whole, and cut into pieces."""
-    if size is not None:
-        monkeypatch.setattr("hyperopt_ftp.torch_optim.execution.many.PIECE", size)
-    anchors = {} if dtype != torch.float64 else {"anchor": "zero"}
+@settings(max_examples=40)
+@given(
+    method=methods(MANY), seed=seeds, size=st.none() | st.integers(1, 20), zero=st.booleans(), dtype=dtypes,
+    spoil=st.none() | st.builds(entry_of, st.sampled_from(["grad", "data"]), st.sampled_from([torch.nan, torch.inf])),
+)  # fmt: skip
+def test_many_tensors_at_once_are_the_rule(method, seed, size, zero, dtype, spoil):
+    """Whole and cut into pieces of any size, also with entries that are not finite."""
+    anchors = {"anchor": "zero"} if zero and dtype == torch.float64 else {}
     steps = 5 if dtype.itemsize > 2 else 3
-    assert_alike(list(runs_of_both(method, dtype, steps, **anchors)), torch.finfo(dtype).eps)
-
-
-@every_many
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("where", ["gradient", "weights"])
-def test_many_tensors_with_entries_that_are_not_finite(method: Method, value: float, where: str):
-    def spoil(params) -> None:
-        for p in (params[0], params[4]):
-            (p.grad if where == "gradient" else p.data)[0, ..., 1] = value
-
-    assert_alike(list(runs_of_both(method, torch.float64, 3, spoil)), torch.finfo(torch.float64).eps)
+    with pytest.MonkeyPatch.context() as patch:
+        if size is not None:
+            patch.setattr("hyperopt_ftp.torch_optim.execution.many.PIECE", size)
+        assert_alike(list(runs_of_both(method, dtype, steps, seed, spoil, **anchors)), torch.finfo(dtype).eps)
 
 
 @every_many
@@ -144,12 +162,13 @@ def test_what_cannot_be_cut_into_flat_pieces_goes_tensor_by_tensor(method: Metho
     assert method.around(torch.optim.SGD([torch.nn.Parameter(torch.zeros(4))], lr=0.1)).execution == "pieces"
 
 
-@every_held
-@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam])
-@pytest.mark.parametrize("known", [0, 3], ids=["fresh", "begun"])
-def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method, base: Any, known: int):
+@given(
+    method=methods(HELD), seed=seeds, known=st.integers(0, 3), refused=st.sets(st.integers(0, 5)),
+    base=st.sampled_from([torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam]),
+)  # fmt: skip
+def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method, seed, known, refused, base: Any):
     """Also the first one, of a base that knows something from before it was wrapped."""
-    _, first, grads = problem()
+    _, first, grads = problem(seed, STEPS)
 
     class Refusing(base):
         refuses = False
@@ -167,8 +186,8 @@ def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method, base:
         opt = method.around(inner)
         for t in range(known, 6):
             before = {p: dict(state) for p, state in opt.state.items()}
-            inner.refuses = refuses
-            if refuses:
+            inner.refuses = refuses and t in refused
+            if inner.refuses:
                 with pytest.raises(ArithmeticError):
                     list(play(params, opt, [grads[t + 5]]))
                 assert opt.state.keys() == inner.state.keys() == before.keys()
@@ -181,10 +200,9 @@ def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method, base:
     assert equal(*sides)
 
 
-@every_held
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: torch.dtype):
-    _, first, grads = problem()
+@given(method=methods(HELD), seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, seed: int, dtype: torch.dtype):
+    _, first, grads = problem(seed, STEPS)
     params = parameters(first, dtype)
     opt = method.around(torch.optim.AdamW(params.items(), lr=0.05, eps=1e-4))
     for _ in play(params, opt, grads):
@@ -193,9 +211,9 @@ def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: 
     assert {state[key].dtype for state in opt.state.values() for key in ours} == {torch.float32}
 
 
-@every_held
-def test_maximize_is_a_step_along_minus_the_gradient(method: Method):
-    anchor, first, grads = problem(steps=16)
+@given(method=methods(HELD), seed=seeds)
+def test_maximize_is_a_step_along_minus_the_gradient(method: Method, seed: int):
+    anchor, first, grads = problem(seed, STEPS)
     up, down = parameters(first), parameters(first)
     climbs = method.around(torch.optim.Adam(up.items(), lr=0.05, maximize=True), anchor=tensors(anchor))
     opt = method.around(torch.optim.Adam(down.items(), lr=0.05), anchor=tensors(anchor))
@@ -245,16 +263,15 @@ def test_a_base_that_cannot_begin_leaves_no_state(name: str):
     assert not any("anchor" in state or "direction" in state for state in opt.state.values())
 
 
-@every_class
-@pytest.mark.parametrize("new", [torch.float64, torch.float16], ids=str)
-def test_weights_that_change_their_dtype_take_their_state_along(name: str, new: torch.dtype):
-    _, first, grads = problem()
-    params = parameters(first, torch.float32)
-    opt = CLASSES[name].around(torch.optim.SGD(params.items(), lr=0.05))
+@given(method=methods([*CLASSES.values()]), seed=seeds, old=dtypes, new=dtypes)
+def test_weights_that_change_their_dtype_take_their_state_along(method, seed, old, new):
+    _, first, grads = problem(seed, 6)
+    params = parameters(first, old)
+    opt = method.around(torch.optim.SGD(params.items(), lr=0.05))
     list(play(params, opt, grads[:3]))
     for p in params.values():
         p.data = p.data.to(new)
-    list(play(params, opt, grads[3:6]))
+    list(play(params, opt, grads[3:]))
     wide = torch.float64 if new == torch.float64 else torch.float32
     for state in opt.state.values():
         kept = {key: x.dtype for key, x in state.items() if key != "anchor" and not key.endswith("step")}
@@ -271,13 +288,13 @@ def test_a_zero_anchor_takes_no_memory():
     assert all(torch.equal(s["anchor_step"], torch.tensor(3.0)) for s in opt.state.values())
 
 
-@every_held
-def test_a_zero_anchor_is_that_of_zeros_given(method: Method):
-    _, first, grads = problem(steps=16)
+@given(method=methods(HELD), base=bases, seed=seeds)
+def test_a_zero_anchor_is_that_of_zeros_given(method: Method, base: str, seed: int):
+    _, first, grads = problem(seed, STEPS)
     params, twin = parameters(first), parameters(first)
     zeros = {name: torch.zeros_like(p) for name, p in twin.items()}
-    opt, given = build(method, params, anchor="zero"), build(method, twin, anchor=zeros)
-    for _ in zip(play(params, opt, grads), play(twin, given, grads), strict=True):
+    opt, other = build(method, params, base, anchor="zero"), build(method, twin, base, anchor=zeros)
+    for _ in zip(play(params, opt, grads), play(twin, other, grads), strict=True):
         assert equal(params.values(), twin.values())
 
 

@@ -8,12 +8,13 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,15 +50,15 @@ def walked(parts: Parts, steps: int) -> tuple[int, int]:
     return max(live for _, live, _ in rows), sum(again for _, _, again in rows)
 
 
-def test_plans_stay_within_their_bounds_and_a_tree_reaches_them():
-    for steps in [*range(1, 70), 255, 256, 257, 1024]:
-        found, most = walked(tree_of(4), steps), tree_bounds(steps)
-        assert all(x <= y for x, y in zip(found, most, strict=True))
-        assert found == most or steps not in (4, 16, 64, 256, 1024)
-    for steps, n in product(range(1, 40), (1, 2, 3, 7)):
-        points, again = walked(every(n), steps)
-        assert points <= math.ceil(steps / n) + n - 1
-        assert again == 0 if n == 1 or steps <= n else 0 < again < steps
+@given(steps=st.integers(1, 1500) | st.sampled_from([4**k for k in range(6)]), n=st.integers(1, 9))
+def test_plans_stay_within_their_bounds_and_a_tree_reaches_them(steps, n):
+    found, most = walked(tree_of(4), steps), tree_bounds(steps)
+    assert all(x <= y for x, y in zip(found, most, strict=True))
+    assert found == most or steps not in (4, 16, 64, 256, 1024)
+    steps %= 60
+    points, again = walked(every(n), steps + 1)
+    assert points <= math.ceil((steps + 1) / n) + n - 1
+    assert again == 0 if n == 1 or steps < n else 0 < again <= steps
 
 
 # -- the same hypergradient -------------------------------------------------------------------------------------------
@@ -105,13 +106,14 @@ def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[int]):
-    for steps in (1, 2, 4, 5, 16, 17, 65):
-        plain, logged = Counted(), Counted()
-        want = call(plain, steps, PLAIN)
-        live.clear()
-        assert_equal(call(logged, steps, LOG), want)
-        assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
+@given(steps=st.integers(1, 70))
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[int], steps: int):
+    plain, logged = Counted(), Counted()
+    want = call(plain, steps, PLAIN)
+    live.clear()
+    assert_equal(call(logged, steps, LOG), want)
+    assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
 
 
 AUTO = hft.Unroll(memory=2**30)
@@ -124,13 +126,13 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("truncate", [None, 17])
-def test_all_ways_to_keep_points_agree(name: str, truncate: int | None, live: list[int]):
-    want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
+@given(name=st.sampled_from(sorted(WAYS)), steps=st.integers(20, 30), truncate=st.none() | st.integers(1, 20))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_all_ways_to_keep_points_agree(name: str, steps: int, truncate: int | None, live: list[int]):
+    want = call(Counted(), steps, hft.Unroll(truncate, checkpoint=1), over="lr")
     live.clear()
-    assert_equal(call(Counted(), 23, replace(WAYS[name], truncate=truncate), over="lr"), want)
-    assert truncate or name in ("auto", "disk") or max(live) < 23
+    assert_equal(call(Counted(), steps, replace(WAYS[name], truncate=truncate), over="lr"), want)
+    assert truncate or name in ("auto", "disk") or max(live) < steps
 
 
 def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyPatch):

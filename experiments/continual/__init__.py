@@ -1,0 +1,1 @@
+"""Ten tasks of new classes in sequence, without rehearsal: what does each method forget?"""

@@ -1,3 +1,0 @@
-from experiments.common.program import start
-
-start("experiments.recipes.study", "recipes")

@@ -1,0 +1,1 @@
+"""Which class does every pixel show? Scenes of emoji over photographs."""
