@@ -287,6 +287,8 @@ def key_at(tree: Any, path: str) -> tuple[Any, str]:
             return keys[-1], path[len(str(keys[-1])) + 1 :]
     elif isinstance(tree, (tuple, list)):
         head, _, rest = path.partition(".")
+        if head in getattr(tree, "_fields", ()):  # as :func:`named` has it
+            return tree._fields.index(head), rest  # pyright: ignore[reportAttributeAccessIssue]
         if head.isdecimal() and int(head) < len(tree):
             return int(head), rest
     raise KeyError(path)

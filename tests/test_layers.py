@@ -95,7 +95,7 @@ def test_pure_layers_hold_no_detach_no_grad_or_item_beyond_validation(folder: st
                 assert node.attr not in {"detach", "no_grad", "item", "tolist"} or allowed, f"{path.name}: {node.attr}"
 
 
-OPTIONAL = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
+OPTIONAL = ["torchopt", "hypothesis", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
 OPTIONAL += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
 #: What takes long to import or define, and few need.
 HEAVY = ["torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hyperopt_ftp.kernels.custom_op"]
@@ -105,7 +105,7 @@ INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py"
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import hyperopt_ftp", OPTIONAL + HEAVY),
+        ("import hyperopt_ftp.testing", OPTIONAL + HEAVY),
         (f"import {', '.join(f'hyperopt_ftp.integrations.{name}' for name in INTEGRATIONS)}", INTEGRATIONS),
     ],
     ids=["package", "integrations"],

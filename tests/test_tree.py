@@ -13,7 +13,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import testing as checks
 from hyperopt_ftp import tree
+from hyperopt_ftp.testing import strategies
 
 
 class Pair(NamedTuple):
@@ -141,3 +143,68 @@ def test_batches_may_be_userdicts(strategy):
         return torch.autograd.grad(run.params, wanted)
 
     assert grads(Batch) == grads(dict)
+
+
+# -- trees of tensors -------------------------------------------------------------------------------------------------
+
+TENSORS = strategies.params()
+
+
+@given(value=TENSORS)
+def test_maps_compose_and_that_of_nothing_is_nothing(value: Any):
+    double, shifted = (lambda x: 2 * x), (lambda x: x + 1)
+    assert checks.same(tree.map_tree(lambda x: x, value), value)
+    twice = tree.map_tree(double, tree.map_tree(shifted, value))
+    assert checks.same(twice, tree.map_tree(lambda x: double(shifted(x)), value))
+    assert checks.same(tree.map_tree(torch.add, value, value), tree.map_tree(double, value))
+
+
+@given(value=TENSORS)
+def test_names_are_paths_that_lead_there(value: Any):
+    named = tree.named(value)
+    assert [id(x) for _, x in named] == [id(x) for x in tree.leaves(value)]
+    assert len({name for name, _ in named}) == len(named)
+    for name, x in named:
+        assert not name or tree.entry(value, name) is x
+
+
+def test_a_number_of_a_named_tuple_is_tuned_by_the_name_of_its_field():
+    lr, ones = Pair(torch.tensor(0.1), torch.tensor(0.2)), Pair(torch.ones(2), torch.ones(2))
+    opt = hft.hyper(hft.sgd(lr=lr), by=hft.sgd(lr=0.01), over="lr.first")
+    params, state = ones, opt.init(ones)
+    for _ in range(2):
+        params, state = opt.update(ones, state, params)
+    torch.testing.assert_close(state.tuned["lr.first"], torch.tensor(0.12))  # 0.1 + 0.01 * 1 * 2 gradients of 1
+
+
+@given(value=TENSORS, data=st.data())
+def test_what_is_replaced_is_one_leaf_and_not_in_place(value: Any, data: Any):
+    before = tree.leaves(value)
+    i = data.draw(st.integers(0, len(before) - 1))
+    name, new = tree.named(value)[i][0], torch.ones(7)
+    if name:
+        found = tree.leaves(tree.replaced(value, name, new))
+        assert [id(x) for x in found] == [id(new if k == i else x) for k, x in enumerate(before)]
+        assert [id(x) for x in tree.leaves(value)] == [id(x) for x in before]
+
+
+@given(value=TENSORS, data=st.data())
+def test_what_is_picked_and_put_back_is_what_it_was(value: Any, data: Any):
+    names = data.draw(st.sets(st.sampled_from([name for name, _ in tree.named(value)])))
+    part = tree.pick(value, dict.fromkeys(names))
+    assert part.keys() == names
+    assert checks.same(tree.put(value, part), value)
+    doubled = tree.put(value, {name: 2 * x for name, x in part.items()})
+    for name, x in tree.named(doubled):
+        assert torch.equal(x, tree.by_path(value)[name] * (2 if name in names else 1))
+
+
+@given(value=TENSORS)
+def test_what_is_not_shared_is_the_same_in_memory_of_its_own(value: Any):
+    half = tree.leaves(value)[::2]
+    own = tree.unshared(value, half)
+    assert checks.same(own, value)
+    theirs = {x.data_ptr() for x in half if x.numel()}
+    assert not theirs & {x.data_ptr() for x in tree.leaves(own) if x.numel()}
+    kept = {id(x) for x in tree.leaves(value) if x.numel()} - {id(x) for x in half}
+    assert kept <= {id(x) for x in tree.leaves(own)}

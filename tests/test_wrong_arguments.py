@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.testing import strategies
 
 from .support.cases import BASES
+from .support.compare import kept, same
 from .support.wrong_inputs import TABLES, VECTORS, M, Row, updated
 
 every_base = pytest.mark.parametrize("case", BASES, ids=str)
@@ -42,14 +47,20 @@ def test_learning_rates_that_are_none(case: Any):
             case.make(params, 0.1)
 
 
-@pytest.mark.parametrize("flag", ["maximize", "amsgrad", "nesterov", "centered", "decoupled", "decoupled_weight_decay"])
-def test_flags(flag: str):
+FLAGS = ("maximize", "amsgrad", "nesterov", "centered", "decoupled", "decoupled_weight_decay")
+
+
+@settings(max_examples=40)
+@given(
+    make=st.sampled_from(strategies.RULES),
+    value=st.sampled_from(["no", 1, None, 0.0, torch.tensor(True)]),
+    data=st.data(),
+)
+def test_flags(make: Any, value: Any, data: Any):
     """A string would count as true."""
-    taking = [case for case in BASES if flag in inspect.signature(case.make).parameters]
-    assert taking
-    for case in taking:
-        with pytest.raises(TypeError, match=f"{flag} must be True or False, got 'no'"):
-            case.build(**{flag: "no"})
+    flag = data.draw(st.sampled_from([name for name in FLAGS if name in inspect.signature(make).parameters]))
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, got "):
+        make(**{flag: value})
 
 
 @every_base
@@ -109,11 +120,40 @@ GRADIENTS = [
 ]
 
 
-@pytest.mark.parametrize("wrap", AROUND.values(), ids=AROUND)
 @pytest.mark.parametrize(("gradient", "error", "text"), GRADIENTS, ids=["number", "sparse", "smaller", "larger"])
-def test_gradients_that_do_not_fit(wrap: Any, gradient: Any, error: type[Exception], text: str):
+def test_gradients_that_do_not_fit(gradient: Any, error: type[Exception], text: str):
     with pytest.raises(error, match=text):
-        updated(wrap(hft.sgd()), grads={**VECTORS, "b": gradient})
+        updated(hft.sgd(), grads={**VECTORS, "b": gradient})
+
+
+@settings(max_examples=50)
+@given(data=st.data(), run=strategies.runs(none=False, max_steps=2))
+def test_a_gradient_that_does_not_fit_is_refused_below_any_combinators(data: Any, run: strategies.Run):
+    """And what was given is as it was."""
+    opt = data.draw(strategies.optimizers(run.params))
+    params, state = run.by(opt)
+    leaves, rebuild = tree.flatten(run.grads[0])
+    i = data.draw(st.integers(0, len(leaves) - 1))
+    wrong = [0.0, torch.ones(*leaves[i].shape, 2), torch.ones(7, 3, *leaves[i].shape).double()]
+    leaves[i] = data.draw(st.sampled_from(wrong))
+    before = kept([params, tree.leaves(state), tree.leaves(opt.hparams)])
+    with pytest.raises((TypeError, ValueError), match="grad"):
+        opt.update(rebuild(leaves), state, params)
+    assert same(kept([params, tree.leaves(state), tree.leaves(opt.hparams)]), before)
+
+
+@settings(max_examples=100)
+@given(make=st.sampled_from(strategies.RULES), data=st.data())
+def test_a_number_outside_its_domain_is_refused_by_name(make: Any, data: Any):
+    name, domain = data.draw(st.sampled_from(sorted(make().domains.items())))
+    outside = [x for x in (-1.0, 1.0, 2.0, math.inf, -math.inf, math.nan) if not domain.holds(x)]
+    value, parts = data.draw(st.sampled_from([*outside, "0.1", True, 1j])), domain.parts
+    right = data.draw(strategies.options(make))
+    if parts:
+        i = data.draw(st.integers(0, len(parts) - 1))
+        value = tuple(value if k == i else x for k, x in enumerate(right.get(name, (0.5,) * len(parts))))
+    with pytest.raises((TypeError, ValueError), match=name):
+        make(**{**right, name: value})
 
 
 STATES = {case.name: case.build for case in BASES}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -93,7 +92,8 @@ def check_pure(opt: Optimizer) -> None:
 
 def pure_update(opt: Optimizer, grads: Any, state: Any, params: Any) -> Any:
     given = {"grads": grads, "state": state, "params": params, "hparams": opt.hparams}
-    before = copy.deepcopy(given)
+    # Not deepcopy, which refuses what has a graph: hparams may be differentiated.
+    before = tree.map_tree(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, given)
     new = opt.update(grads, state, params, opt.hparams)
     is_pair = isinstance(new, tuple) and len(new) == 2
     assert is_pair, "pure: update must return (params, state)"

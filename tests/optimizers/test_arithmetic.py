@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +17,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import as_numbers
 from hyperopt_ftp.optimizers import arithmetic
 from hyperopt_ftp.optimizers.by_rule import EntryRule, entry_rule
+from hyperopt_ftp.testing import strategies
 
 from ..support.cases import BASES, Case
 
@@ -36,13 +39,18 @@ OF_A_NUMBER: dict[str, Callable[[Tensor, Any, Tensor], Tensor]] = {
 every_operation = pytest.mark.parametrize("f", OF_A_NUMBER.values(), ids=OF_A_NUMBER)
 
 
-@every_operation
-@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
-@pytest.mark.parametrize("number", [0.0, 1e-3, 0.3, 0.7, 0.999, 1.0])
-def test_a_number_is_rounded_alike_as_a_tensor(f: Callable[..., Tensor], dtype: torch.dtype, number: float):
-    """Where one of two runs differentiates in a number, ties fall to the same side in both."""
-    x, y = torch.randn(2, 37, dtype=dtype)
-    tensor = torch.tensor(number, dtype=F64)
+@settings(max_examples=50)
+@given(
+    name=st.sampled_from([*OF_A_NUMBER]), dtype=st.sampled_from([F64, torch.float32]), seed=st.integers(0, 999),
+    shape=strategies.shapes(least=1).filter(len), number=st.floats(0, 1, allow_subnormal=False),
+)  # fmt: skip
+def test_a_number_is_rounded_alike_as_a_tensor(name: str, dtype: Any, seed: int, shape: Any, number: float):
+    """Where one of two runs differentiates in a number, ties fall to the same side in both.
+
+    Two 0-d tensors are of the wider dtype in torch, so x has a dimension.
+    """
+    g, f, tensor = torch.Generator().manual_seed(seed), OF_A_NUMBER[name], torch.tensor(number, dtype=F64)
+    x, y = torch.randn(2, *shape, dtype=F64, generator=g).to(dtype)
     assert torch.equal(f(x, number, y), f(x, tensor, y))
     assert torch.equal(f(x, number, y), f(x, tensor.clone().requires_grad_(), y))
 

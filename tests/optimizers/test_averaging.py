@@ -7,38 +7,53 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.testing import strategies
 
 from ..support.cases import ANCHOR
 from ..support.problems import largest_difference, start
 from ..support.updates import CLOSE, gradients, run
 
+# A schedule-free rule keeps an average of its own.
+rules = strategies.rules().filter(lambda opt: not opt.weights_in_state)
 
-@pytest.mark.parametrize("decay", [0.9, 0.0, 1.0, None])
-def test_averages_equal_torchs(decay: float | None):
-    grads, opt = gradients(6), hft.averaged(hft.sgd(lr=0.1), decay)
-    model = torch.nn.Module()
-    for name, w in start().items():
-        model.register_parameter(name, torch.nn.Parameter(w.clone()))
+
+@given(run=strategies.runs(none=False), rule=rules, decay=st.none() | strategies.between(0.0, 1.0))
+def test_averages_equal_torchs(run: strategies.Run, rule: hft.Optimizer, decay: float | None):
+    model, opt = torch.nn.ParameterList([w.clone() for w in tree.leaves(run.params)]), hft.averaged(rule, decay)
     if decay is None:
         peer = AveragedModel(model)
     else:
         peer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         peer.update_parameters(model)  # the first one copies
-    params, state = start(), opt.init(start())
+    params, state = run.params, opt.init(run.params)
     assert largest_difference(hft.averages(params, state), params) == 0
-    for g in grads:
+    for g in run.grads:
         params, state = opt.update(g, state, params)
         with torch.no_grad():
-            for name, p in model.named_parameters():
-                p.copy_(params[name])
+            for p, w in zip(model, tree.leaves(params), strict=True):
+                p.copy_(w)
         peer.update_parameters(model)
-        want = {name.removeprefix("module."): p for name, p in peer.named_parameters()}
-        assert largest_difference(hft.averages(params, state), want) <= CLOSE
-    assert largest_difference(params, run(hft.sgd(lr=0.1), grads)[0]) == 0  # the training is the base's
+        assert largest_difference(tree.leaves(hft.averages(params, state)), [*peer.module]) <= CLOSE
+    assert largest_difference(params, run.by(rule)[0]) == 0  # the training is the base's
+
+
+@given(run=strategies.runs(none=False), rule=rules, decay=st.none() | strategies.between(0.0, 1.0))
+def test_an_average_lies_between_what_it_is_of(run: strategies.Run, rule: hft.Optimizer, decay: float | None):
+    opt = hft.averaged(rule, decay)
+    params, state, seen = run.params, opt.init(run.params), [run.params]
+    for g in run.grads:
+        params, state = opt.update(g, state, params)
+        seen.append(params)
+    for x, *path in zip(*map(tree.leaves, (hft.averages(params, state), *seen)), strict=True):
+        low, high = (f(torch.stack(path), 0) for f in (torch.amin, torch.amax))
+        assert (low - CLOSE <= x).all()
+        assert (x <= high + CLOSE).all()
 
 
 def averaged() -> hft.Optimizer:

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.testing import strategies
 
-from ..support.problems import largest_difference, start
-from ..support.updates import CLOSE, F64, gradients, run
+from ..support.problems import largest_difference
+from ..support.updates import CLOSE, F64, run
 
 
 def seen_by_the_base(wrap: Callable[[hft.Optimizer], hft.Optimizer], grads: Any, params: Any) -> Any:
@@ -30,23 +33,66 @@ def torch_clips(clip: Callable[[Any], Any], grads: dict[str, Tensor]) -> dict[st
     return {name: p.grad for name, p in ps.items()}
 
 
-def one_by_one(ps: list[Any]) -> None:
+def one_by_one(ps: list[Any], bound: float) -> None:
     for p in ps:
-        torch.nn.utils.clip_grad_norm_([p], 0.8)
+        torch.nn.utils.clip_grad_norm_([p], bound)
 
 
-CLIPS = {
-    "value": (lambda opt: hft.clipped_by_value(opt, 0.5), lambda ps: torch.nn.utils.clip_grad_value_(ps, 0.5)),
-    "norm": (lambda opt: hft.clipped(opt, 2.5), lambda ps: torch.nn.utils.clip_grad_norm_(ps, 2.5)),
-    "layers": (lambda opt: hft.clipped_per_layer(opt, 0.8), one_by_one),
+CLIPS: dict[Any, Any] = {
+    hft.clipped_by_value: torch.nn.utils.clip_grad_value_,
+    hft.clipped: torch.nn.utils.clip_grad_norm_,
+    hft.clipped_per_layer: one_by_one,
 }
+shapes = st.lists(strategies.shapes(), min_size=1, max_size=4)
+bounds, seeds, scales = strategies.between(0.05, 3.0), st.integers(0, 999), st.sampled_from([0.0, 0.1, 1.0, 30.0])
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-@pytest.mark.parametrize(("clip", "torchs"), CLIPS.values(), ids=CLIPS)
-def test_clipping_equals_torchs(clip: Any, torchs: Any, scale: float):
-    params, grads = start(), {name: scale * g for name, g in gradients(1)[0].items()}
-    assert largest_difference(seen_by_the_base(clip, grads, params), torch_clips(torchs, grads)) <= CLOSE
+def normal(sizes: list[tuple[int, ...]], seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {str(i): scale * torch.randn(size, generator=g, dtype=F64) for i, size in enumerate(sizes)}
+
+
+def norm(x: Any) -> float:
+    return sum(leaf.square().sum() for leaf in tree.leaves(x)).sqrt().item()
+
+
+@settings(max_examples=50)
+@given(clip=st.sampled_from([*CLIPS]), sizes=shapes, seed=seeds, scale=scales, bound=bounds)
+def test_clipping_equals_torchs(clip: Any, sizes: Any, seed: int, scale: float, bound: float):
+    params, grads = normal(sizes, seed + 1), normal(sizes, seed, scale)
+    want = torch_clips(lambda ps: CLIPS[clip](ps, bound), grads)
+    # What a base gets is read off params of order 1 from which up to 100 was taken: 2^-53 * 128 is 1.5e-14.
+    assert largest_difference(seen_by_the_base(lambda opt: clip(opt, bound), grads, params), want) <= CLOSE
+
+
+@given(sizes=shapes, seed=seeds, scale=scales, bound=bounds)
+def test_a_norm_is_at_most_its_bound_and_a_smaller_one_stays(sizes: Any, seed: int, scale: float, bound: float):
+    grads, still = normal(sizes, seed, scale), normal(sizes, seed, 0.0)
+    got = tree.map_tree(torch.neg, seen_by_the_base(lambda opt: hft.clipped(opt, bound), grads, still))
+    assert norm(got) <= bound * (1 + CLOSE)
+    if norm(grads) <= bound - 1e-6:  # added to a norm, as torch does
+        assert largest_difference(tree.map_tree(torch.neg, got), grads) == 0
+
+
+@given(sizes=shapes, seed=seeds, factor=strategies.between(1.0, 50.0), bound=bounds)
+def test_above_its_bound_a_gradient_counts_by_its_direction(sizes: Any, seed: int, factor: float, bound: float):
+    grads, still = normal(sizes, seed), normal(sizes, seed, 0.0)
+    if (size := norm(grads)) > bound:
+        more = tree.map_tree(lambda g: factor * g, grads)
+        a, b = (seen_by_the_base(lambda opt: hft.clipped(opt, bound), g, still) for g in (grads, more))
+        # bound / (size + 1e-6): a fraction of 1e-6 / size less where the norm is size.
+        assert largest_difference(a, b) <= bound * 1e-6 / size + CLOSE
+
+
+@given(
+    clip=st.sampled_from([hft.clipped, hft.clipped_per_layer, hft.clipped_by_value]),
+    sizes=shapes, seed=seeds, scale=scales, two=st.tuples(bounds, bounds),
+)  # fmt: skip
+def test_of_two_bounds_the_smaller_counts(clip: Any, sizes: Any, seed: int, scale: float, two: tuple[float, float]):
+    grads, still = normal(sizes, seed, scale), normal(sizes, seed, 0.0)
+    twice = seen_by_the_base(lambda opt: clip(clip(opt, two[0]), two[1]), grads, still)
+    # A gradient just clipped is multiplied once more by m / (m + 1e-6), where m is above its norm by 1e-6.
+    assert largest_difference(twice, seen_by_the_base(lambda opt: clip(opt, min(two)), grads, still)) <= 1e-6 + CLOSE
 
 
 def agc(w: Tensor, g: Tensor, ratio: float) -> Tensor:
@@ -57,20 +103,20 @@ def agc(w: Tensor, g: Tensor, ratio: float) -> Tensor:
         most = ratio * max(unit.norm().item(), 1e-3)
         norm = slope.norm().item()
         new.append(slope * (most / max(norm, 1e-6)) if norm > most else slope)
-    return new[0] if w.ndim < 2 else torch.stack(new)
+    return new[0] if w.ndim < 2 else torch.stack(new) if new else g
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1e-2, 0.7, 10.0])
-def test_adaptive_clipping_is_that_of_the_paper(ratio: float):
-    g = torch.Generator().manual_seed(0)
-    shapes = {"number": (), "vector": (5,), "matrix": (4, 3), "kernel": (4, 3, 2, 2)}
-    params = {name: torch.randn(shape, generator=g, dtype=F64) for name, shape in shapes.items()}
-    params["matrix"] = params["matrix"] * torch.tensor([[0.0], [1e-4], [1.0], [9.0]])  # below the least norm, and above
-    grads = gradients(1, params)[0]
-    grads["kernel"] = grads["kernel"] * torch.tensor([0.0, 1e-9, 1.0, 9.0]).view(4, 1, 1, 1)
+@settings(max_examples=40)
+@given(
+    sizes=shapes, seed=seeds, ratio=st.sampled_from([0.0, 1e-2, 0.7, 10.0]), scale=scales,
+    of_weights=st.sampled_from([0.0, 1e-4, 1.0, 9.0]),
+)  # fmt: skip
+def test_adaptive_clipping_is_that_of_the_paper(sizes: Any, seed: int, ratio: float, scale: float, of_weights: float):
+    """Weights below the least norm, and above."""
+    params, grads = normal(sizes, seed + 1, of_weights), normal(sizes, seed, scale)
     got = seen_by_the_base(lambda opt: hft.clipped_adaptively(opt, ratio), grads, params)
-    for name, w in params.items():
-        torch.testing.assert_close(got[name], agc(w, grads[name], ratio), rtol=1e-12, atol=1e-14)
+    want = {name: agc(w, grads[name], ratio) for name, w in params.items()}
+    assert largest_difference(got, want) <= CLOSE  # as above
 
 
 @pytest.mark.parametrize("clip", [hft.clipped, hft.clipped_per_layer, hft.clipped_adaptively])

@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, Domain
 from hyperopt_ftp.optimizers.constraints import Constraints
+from hyperopt_ftp.testing import strategies
 
 
 def number(x: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -45,19 +48,35 @@ def test_values_are_kept_in_domains_of_their_own(domains, free, want):
     assert Constraints(tuple(free), None, domains).natural(free) == want
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3, 1)], ids=str)
-@pytest.mark.parametrize("kind", ["log", "logit"])
-def test_maps_of_tensors_of_any_shape(kind: str, shape: tuple[int, ...]):
-    x = 0.1 + 0.8 * torch.rand(shape, dtype=torch.float64)
+@given(kind=st.sampled_from(["log", "logit"]), shape=strategies.shapes(), seed=st.integers(0, 999))
+def test_maps_of_tensors_of_any_shape(kind: str, shape: tuple[int, ...], seed: int):
+    x = 0.1 + 0.8 * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     values = {"loss.weights": {"a": x, "b": [x / 2]}}
     constraints = Constraints(("loss.weights",), {"loss.weights": kind}, hft.sgd().domains)
     constraints.check(values)
     free = constraints.free(values)
+    # A logarithm and back, of numbers from 0.05 to 0.9: two roundings of the logarithm, up to 3, and one of each map.
     torch.testing.assert_close(constraints.natural(free), values, rtol=1e-14, atol=1e-14)
     slope = constraints.chain({"loss.weights": {"a": torch.ones_like(x), "b": [torch.ones_like(x)]}}, values)
     for u, h in zip(tree.leaves(free), tree.leaves(slope), strict=True):
         back = torch.exp if kind == "log" else torch.sigmoid
         torch.testing.assert_close(h, torch.func.grad(lambda u: back(u).sum())(u), rtol=1e-14, atol=1e-14)  # noqa: B023
+
+
+@settings(max_examples=50)
+@given(
+    name=st.sampled_from([*DOMAINS]), x=st.floats(-1e6, 1e6),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_what_a_domain_clips_is_inside_and_stays(name: str, x: float, dtype: torch.dtype):
+    domain = DOMAINS[name]
+    once = domain.clip(number(x, dtype))
+    assert once.dtype == dtype
+    assert domain.holds(once.item())
+    assert once >= domain.floor
+    assert torch.equal(domain.clip(once), once)
+    if domain.holds(number(x, dtype).item()) and domain.floor <= x < domain.ceiling - 0.01:
+        assert once == number(x, dtype)  # a number inside is kept
 
 
 def test_maps_are_for_domains_that_hold_their_range():

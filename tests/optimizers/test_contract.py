@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +17,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import testing, tree
 from hyperopt_ftp.hparams import as_numbers
 from hyperopt_ftp.optimizers.by_rule import entry_rule
+from hyperopt_ftp.testing import same, strategies
 
 from ..support.cases import BASES, CASES, COMBINED, Case
 from ..support.hypergradients import EXACT
@@ -89,94 +92,68 @@ def test_memory_format_is_kept(case: Case):
         assert w.is_contiguous(memory_format=torch.channels_last)
 
 
-@every_base
-def test_one_value_per_layer_equals_a_run_per_layer(case: Case):
-    params, opt = start(), case.build()
-    lr = {"w": torch.tensor(0.2, dtype=F64), "b": torch.tensor(0.03, dtype=F64)}
-    grads = torch.func.grad(loss)(params, batches(1)[0])
-    state, layered = opt.init(params), opt.hparams | {"lr": lr}
-    new, _ = opt.update(grads, state, params, layered)
-    for name in params:
-        alone, _ = opt.update(grads[name], opt.init(params[name]), params[name], opt.hparams | {"lr": lr[name]})
-        assert torch.equal(new[name], alone)
-
-
-def mixed() -> dict[str, Tensor]:
-    """Leaves that can be computed together, and some that cannot."""
-    return {
-        "matrix": torch.randn(3, 4, dtype=F64),
-        "vector": torch.randn(5, dtype=F64),
-        "number": torch.randn((), dtype=F64),
-        "empty": torch.randn(0, 3, dtype=F64),
-        "float32": torch.randn(6),
-        "float32 too": torch.randn(2, 3),
-        "bfloat16": torch.randn(4).bfloat16(),
-        "bfloat16 too": torch.randn(2, 2).bfloat16(),
-        "columns": torch.randn(4, 3, dtype=F64).T,
-        "large": torch.randn(10_000, dtype=F64),
-    }
-
-
-@every_base
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_hparams_as_numbers_and_as_tensors_give_the_same_values(case: Case, dtype: torch.dtype):
-    """A rule gets Python numbers of hparams, and 0-d tensors of those that are differentiated: none, each, all."""
-    opt, grads = case.build(), [torch.func.grad(loss)(start(), x) for x in batches(4)]
-    values, rebuild = tree.flatten(opt.hparams)
-
-    def end(tracked: Collection[int]) -> Any:
-        h = rebuild([x.clone().requires_grad_(i in tracked) for i, x in enumerate(values)])
-        params = tree.map_tree(lambda x: x.to(dtype), start())
-        state = opt.init(params, h)
-        for g in grads:
-            params, state = opt.update(tree.map_tree(lambda x: x.to(dtype), g), state, params, h)
-        return params, state
-
-    every = range(len(values))
-    none = tree.leaves(end([]))
-    for tracked in (*([i] for i in every), every):
-        for a, b in zip(none, tree.leaves(end(tracked)), strict=True):
-            assert a.dtype == b.dtype
-            # Numbers are rounded alike, but for pow.
-            close = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
-            torch.testing.assert_close(a, b.detach(), rtol=close, atol=close)
-
-
-@every_base
-def test_leaves_make_their_steps_alone(case: Case):
-    """Though small ones are computed together; at each step some have a gradient, or none has.
+@settings(max_examples=40)
+@given(run=strategies.runs(), opt=strategies.rules(maximize=True), data=st.data())
+def test_one_value_per_layer_equals_a_run_per_layer(run: strategies.Run, opt: hft.Optimizer, data: Any):
+    """And a leaf makes its steps alone, wherever gradients are missing; small ones are computed together.
 
     Up to rounding: one count of steps is a Python number, whose powers torch may round otherwise.
     """
-    opt, first = case.build(), mixed()
-    params, state, given = first, opt.init(first), {name: [] for name in first}
-    for t in range(6):
-        grads: dict[str, Any] = dict.fromkeys(first)
-        for i, (name, w) in enumerate(first.items()):
-            if t != 2 and (t + i) % 3:
-                grads[name] = torch.randn(w.shape, dtype=F64).to(w.dtype)
-                given[name].append(grads[name])
-        before = params
-        params, state = opt.update(grads, state, params)
-        assert all(params[n] is before[n] for n, g in grads.items() if g is None)
-    for name, own in given.items():
-        w = {name: first[name]}
-        alone = opt.init(w)
-        for g in own:
-            w, alone = opt.update({name: g}, alone, w)
-        pairs = [(w[name], params[name])]
-        for field in alone._fields:
-            tree_of = getattr(state, field)
-            if isinstance(tree_of, dict):
-                pairs += zip(tree.leaves(getattr(alone, field)), tree.leaves(tree_of[name]), strict=True)
-        for a, b in pairs:
-            close = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
-            torch.testing.assert_close(a, b, rtol=close, atol=close)
-            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+    rates = tree.map_tree(lambda w: torch.tensor(data.draw(strategies.between(0.01, 0.2)), dtype=F64), run.params)
+    together = run.by(opt, {**opt.hparams, "lr": rates})[0]
+    each = zip(*map(tree.leaves, (run.params, rates, together)), *map(tree.leaves, run.grads), strict=True)
+    for w, lr, moved, *grads in each:
+        alone = strategies.Run(w, grads).by(opt, {**opt.hparams, "lr": lr})[0]
+        # 8 roundings of numbers of order 1, divided by 0.01 or more.
+        torch.testing.assert_close(moved, alone, rtol=CLOSE, atol=CLOSE)
+
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@settings(max_examples=40)
+@given(run=strategies.runs(strategies.params(DTYPES)), opt=strategies.rules())
+def test_leaves_of_several_dtypes_make_their_steps_alone(run: strategies.Run, opt: hft.Optimizer):
+    params, state = run.by(opt)
+    for i, w in enumerate(tree.leaves(run.params)):
+        grads = [tree.leaves(g)[i] for g in run.grads]
+        own, new = strategies.Run(w, grads).by(opt)[0], tree.leaves(params)[i]
+        assert (own.shape, own.dtype, own.stride()) == (new.shape, new.dtype, new.stride())
+        # A rounding of the last step, of values up to 4 or so, where powers of a count are rounded otherwise.
+        close = 8 * torch.finfo(w.dtype).eps
+        torch.testing.assert_close(own, new, rtol=close, atol=close)
+        assert new is w or any(g is not None for g in grads)
     storages = [
         x.untyped_storage().data_ptr() for x in tree.leaves((params, state)) if x.numel() and x.is_floating_point()
     ]
-    assert len(set(storages)) == len(storages)  # each can be saved, or written into, by itself
+    moved = all(any(tree.leaves(g)[i] is not None for g in run.grads) for i in range(len(tree.leaves(params))))
+    assert not moved or len(set(storages)) == len(storages)  # each can be saved, or written into, by itself
+
+
+@settings(max_examples=40)
+@given(run=strategies.runs(strategies.params(DTYPES)), opt=strategies.rules(), data=st.data())
+def test_hparams_as_numbers_and_as_tensors_give_the_same_values(run: strategies.Run, opt: hft.Optimizer, data: Any):
+    """A rule gets Python numbers of hparams, and 0-d tensors of those that are differentiated: none, some, all."""
+    values, rebuild = tree.flatten(opt.hparams)
+    tracked = data.draw(st.sets(st.sampled_from(range(len(values)))))
+    ends = [
+        run.by(opt, rebuild([x.clone().requires_grad_(i in some) for i, x in enumerate(values)]))
+        for some in (set(), tracked)
+    ]
+    for a, b in zip(*map(tree.leaves, ends), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        # Numbers are rounded alike, but for pow.
+        close = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
+        torch.testing.assert_close(a, b.detach(), rtol=close, atol=close)
+
+
+@settings(max_examples=40)
+@given(run=strategies.runs(), opt=strategies.rules())
+def test_any_pytree_of_params_is_its_leaves(run: strategies.Run, opt: hft.Optimizer):
+    flat = strategies.Run(tree.leaves(run.params), [tree.leaves(g) for g in run.grads])
+    params = run.by(opt)[0]
+    assert tree.structure(params) == tree.structure(run.params)
+    assert same(tree.leaves(params), flat.by(opt)[0])
 
 
 @pytest.mark.parametrize("case", [c for c in BASES if not c.whole], ids=str)
@@ -296,15 +273,10 @@ def test_compiled_leaves_count_their_own_updates():
     assert state.step == {"w": 3, "b": 2}
 
 
-@every_base
-def test_any_pytree_of_params(case: Case):
-    opt, flat = case.build(), start()
-    nested = (flat["w"], [{"x": flat["b"]}])
-    new_nested, _ = opt.update(nested, opt.init(nested), nested)
-    new_flat, _ = opt.update(flat, opt.init(flat), flat)
-    assert torch.equal(new_nested[0], new_flat["w"])
-    assert torch.equal(new_nested[1][0]["x"], new_flat["b"])
-    assert opt.update({}, opt.init({}), {})[0] == {}
+def test_no_params_at_all():
+    for case in BASES:
+        opt = case.build()
+        assert opt.update({}, opt.init({}), {})[0] == {}
 
 
 def test_every_pure_optimizer_is_a_case():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import hyperopt_ftp as hft
@@ -19,15 +21,27 @@ NAMES = [
 LAYERS = ["stem", "blocks.0", ["blocks.1", "blocks.10"], "head"]
 
 
-def test_a_number_is_linear_in_the_place_of_its_layer():
-    """MAPS: strength (1 - (k - 1) / (L - 1)) for layer k of L."""
-    found = hft.by_depth(NAMES, LAYERS, 0.9, 0.0)
+numbers = st.floats(1e-6, 1e3)
+
+
+@given(count=st.integers(2, 12), first=numbers, last=numbers)
+def test_a_number_is_linear_in_the_place_of_its_layer(count: int, first: float, last: float):
+    """MAPS: strength (1 - (k - 1) / (L - 1)) for layer k of L. 0.03 + (0.01 - 0.03) is not 0.01, but both ends are."""
+    names = [f"layers.{i}.{kind}" for i in range(count) for kind in ("weight", "bias")]
+    found = hft.by_depth(names, [f"layers.{i}" for i in range(count)], first, last)
+    assert (found[names[0]], found[names[-1]]) == (first, last)
+    for i, name in enumerate(names):
+        want = first + (last - first) * (i // 2) / (count - 1)
+        # Four roundings of the larger end.
+        assert found[name] == pytest.approx(want, rel=0, abs=5e-16 * max(first, last))
+
+
+def test_layers_are_several_modules_or_one_and_groups_have_their_ends():
     places = dict(zip(NAMES, (1, 2, 2, 3, 3, 4), strict=True))
+    found = hft.by_depth(NAMES, LAYERS, 0.9, 0.0)
     assert found == {name: pytest.approx(0.9 * (1 - (k - 1) / 3), abs=1e-15) for name, k in places.items()}
-    for first, last in ((0.9, 0.0), (0.03, 0.01), (1e-4, 0.7)):  # 0.03 + (0.01 - 0.03) is not 0.01 in floating point
-        found = hft.by_depth(NAMES, LAYERS, first, last)
-        groups = hft.depth_groups(network().named_parameters(), ["0", "2", "4"], lr=(first, last))
-        assert (found["stem.weight"], found["head.weight"]) == (groups[0]["lr"], groups[-1]["lr"]) == (first, last)
+    groups = hft.depth_groups(network().named_parameters(), ["0", "2", "4"], lr=(0.03, 0.01))
+    assert (groups[0]["lr"], groups[-1]["lr"]) == (0.03, 0.01)
 
 
 def test_what_is_in_no_layer_is_absent_and_a_name_is_no_prefix():

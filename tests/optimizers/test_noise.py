@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.optimizers.noise import normal, threefry
+from hyperopt_ftp.testing import same, strategies
 
-from ..support.problems import largest_difference
-from ..support.updates import F64, gradients, run
+from ..support.updates import F64
 
 N = 2**16
 
@@ -77,19 +80,23 @@ def test_noise_has_the_papers_variance():
     assert all(x.isfinite() for x in tree.leaves(slopes))
 
 
-def test_noise_needs_no_random_state_and_is_the_same_each_time():
-    opt, grads = hft.noisy(hft.sgd(lr=1.0), 0.3), gradients(3)
-    before = torch.get_rng_state()
-    first, _ = run(opt, grads)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(99)
-    assert largest_difference(run(opt, grads)[0], first) == 0
-    assert largest_difference(run(hft.noisy(hft.sgd(lr=1.0), 0.3, seed=1), grads)[0], first) > 0.1
+@given(drawn=strategies.runs(), opt=strategies.rules(), seed=st.integers(0, 2**31), state=st.integers(0, 99))
+def test_noise_needs_no_random_state_and_is_the_same_each_time(drawn: Any, opt: Any, seed: int, state: int):
+    noisy = hft.noisy(opt, 0.3, seed=seed)
+    first, before = drawn.by(noisy), torch.get_rng_state()
+    torch.manual_seed(state)
+    assert same(drawn.by(noisy), first)
+    torch.set_rng_state(before)
+    assert same(drawn.by(hft.noisy(opt, 0.0, seed=seed))[0], drawn.by(opt)[0])
 
 
-def test_noise_of_any_shape_and_dtype():
-    for shape in [(), (1,), (3,), (2, 0), (2, 3, 5)]:
-        z = normal(torch.zeros(shape, dtype=F64), 0, 0, torch.tensor(0))
-        assert z.shape == shape
+@given(shape=strategies.shapes(), seed=st.integers(0, 2**31), leaf=st.integers(0, 99), step=st.integers(0, 10**6))
+def test_noise_of_any_shape_is_the_noise_of_a_vector(shape: Any, seed: int, leaf: int, step: int):
+    z = normal(torch.zeros(shape, dtype=F64), seed, leaf, torch.tensor(step))
+    assert z.shape == shape
+    assert torch.equal(z.flatten(), drawn(seed, leaf, step, z.numel()))
+
+
+def test_noise_in_float32():
     narrow = normal(torch.zeros(N), 0, 0, torch.tensor(0))
     torch.testing.assert_close(narrow.double(), drawn(), rtol=0, atol=1e-4)  # tails: u in float32 near 1

@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, domain_at
+from hyperopt_ftp.testing import same, strategies
 
 from ..support.cases import ANCHOR
-from ..support.problems import largest_difference, start
+from ..support.problems import start
 
 F64 = torch.float64
 
@@ -66,17 +69,51 @@ LABELS = {
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
-def test_each_part_is_what_its_optimizer_makes_of_it_alone(labels: Any):
+def test_every_form_of_labels(labels: Any):
     params = nested()
-    grads = gradients(params)
-    grads[1]["head"]["bias"] = grads[2]["body"]["0"]["weight"] = None
-    got, state = run(hft.partition(two(), labels), params, grads)
-    assert tree.structure(got) == tree.structure(params)
-    slow = [path for path, _ in tree.named(params) if path not in FAST]
-    for label, own in {"fast": FAST, "slow": slow}.items():
-        alone, its_state = run(two()[label], part_of(params, own), [part_of(g, own) for g in grads])
-        assert largest_difference(part_of(got, own), alone) == 0
-        assert largest_difference(state.parts[label], its_state) == 0
+    got, _ = run(hft.partition({"fast": hft.sgd(lr=0.1), "slow": hft.frozen()}, labels), params, [params])
+    moved = [path for path, w in tree.named(got) if not torch.equal(w, tree.by_path(params)[path])]
+    assert moved == [path for path, _ in tree.named(params) if path in FAST]
+
+
+@st.composite
+def parts(draw: Any) -> tuple[strategies.Run, dict[str, hft.Optimizer], dict[str, str]]:
+    """Params and gradients, an optimizer for each label, and the labels of all paths, each of which has some."""
+    run = draw(strategies.runs())
+    labels = {path: draw(st.sampled_from("abc")) for path in tree.by_path(run.params)}
+    return run, {label: draw(strategies.rules()) for label in sorted(set(labels.values()))}, labels
+
+
+@settings(max_examples=40)
+@given(case=parts())
+def test_each_part_is_what_its_optimizer_makes_of_it_alone(case: Any):
+    drawn, optimizers, labels = case
+    got, state = drawn.by(hft.partition(optimizers, labels.__getitem__))
+    assert tree.structure(got) == tree.structure(drawn.params)
+    for label, opt in optimizers.items():
+        own = [path for path in labels if labels[path] == label]
+        grads = [part_of(g, own) for g in drawn.grads]
+        assert same((part_of(got, own), state.parts[label]), run(opt, part_of(drawn.params, own), grads))
+
+
+@given(case=parts())
+def test_the_order_of_parts_is_nothing_to_them(case: Any):
+    drawn, optimizers, labels = case
+    turned = dict(reversed(optimizers.items()))
+    ways = [drawn.by(hft.partition(x, labels.__getitem__)) for x in (optimizers, turned)]
+    assert same(ways[0][0], ways[1][0])
+    assert all(same(ways[0][1].parts[label], ways[1][1].parts[label]) for label in optimizers)
+
+
+@given(case=parts())
+def test_a_part_may_be_a_partition(case: Any):
+    drawn, optimizers, labels = case
+    inner = hft.partition({x: opt for x, opt in optimizers.items() if x != "a"} or optimizers, labels.__getitem__)
+    outer = {"a": optimizers.get("a", hft.frozen()), "rest": inner}
+    both = {path: "a" if label == "a" else "rest" for path, label in labels.items()}
+    used = {label: opt for label, opt in outer.items() if label in both.values()}
+    flat = hft.partition(optimizers, labels.__getitem__)
+    assert same(drawn.by(hft.partition(used, both.__getitem__))[0], drawn.by(flat)[0])
 
 
 class Two(NamedTuple):
@@ -144,26 +181,28 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
-@pytest.mark.parametrize("inside", [False, True], ids=["around", "inside"])
-def test_a_rule_around_a_partition_is_the_rule_around_each_part(around: Any, inside: bool):
+@given(case=parts(), kind=st.sampled_from([*AROUND]), inside=st.booleans())
+def test_a_rule_around_a_partition_is_the_rule_around_each_part(case: Any, kind: str, inside: bool):
     """FTP's radii are by layer, so parts with different bases are held as each would be alone."""
-    params = nested()
-    grads, slow = gradients(params, 4), [path for path, _ in tree.named(params) if path not in FAST]
-    anchor = tree.map_tree(lambda p: p + 0.1, params)
-    anchors = {"fast": part_of(anchor, FAST), "slow": part_of(anchor, slow)}
+    drawn, optimizers, labels = case
+    around = AROUND[kind]
+    assume(not any(opt.weights_in_state for opt in optimizers.values()))
+    anchor = tree.map_tree(lambda p: p + 0.1, drawn.params)
+    owns = {label: [path for path in labels if labels[path] == label] for label in optimizers}
+    held = {label: around(opt, part_of(anchor, owns[label])) for label, opt in optimizers.items()}
+    base = hft.partition(optimizers, labels.__getitem__)
     if inside:
-        held = {label: around(opt, anchors[label]) for label, opt in two().items()}
-        got, _ = run(hft.partition(held, LABELS["patterns"]), params, grads)
-    elif around is hft.cautious_decay:
+        opt = hft.partition(held, labels.__getitem__)
+    elif kind == "cautious_decay":
         with pytest.raises(ValueError, match="to be held has no lr, .*; put the rule around the optimizer that has it"):
-            around(hft.partition(two(), LABELS["patterns"]), anchor)
+            around(base, anchor)
         return
     else:
-        got, _ = run(around(hft.partition(two(), LABELS["patterns"]), anchor), params, grads)
-    for label, own in {"fast": FAST, "slow": slow}.items():
-        alone, _ = run(around(two()[label], anchors[label]), part_of(params, own), [part_of(g, own) for g in grads])
-        assert largest_difference(part_of(got, own), alone) == 0
+        opt = around(base, anchor)
+    got, _ = drawn.by(opt)
+    for label, own in owns.items():
+        alone, _ = run(held[label], part_of(drawn.params, own), [part_of(g, own) for g in drawn.grads])
+        assert same(part_of(got, own), alone)
 
 
 def test_partitions_nest_and_names_do_not_shadow():

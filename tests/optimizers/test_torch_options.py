@@ -1,5 +1,5 @@
-"""Options against torch.optim, and of what torch does not have against the papers: every two together, in float64, with
-gradients missing."""
+"""Updates against torch.optim, and of what torch does not have against the papers: options drawn at random, in float64,
+with gradients missing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.testing import strategies
 
 from ..support import papers
 from ..support.cases import BASES
 from ..support.compare import float64_by_default
-from ..support.pairs import pairs
 
 STEPS = 9  # RAdam is rectified from the sixth update on, of those that a tensor makes
 
@@ -33,132 +34,133 @@ class Row(NamedTuple):
     peer: Callable[..., torch.optim.Optimizer]
     options: dict[str, Any]
     own: dict[str, Any]  # options that the peer does not have
-    shapes: dict[str, tuple[int, ...]]
     close: float
 
-    def __str__(self) -> str:
-        return "-".join([self.make.__name__, *(f"{k}={v}" for k, v in (self.options | self.own).items())])
 
-
-def rows(
-    make: Callable[..., Any],
-    peer: Callable[..., Any],
-    shapes: Any = ALL,
-    close: float = CLOSE,
-    own: Any = (),
-    **choices: list[Any],
-) -> list[Row]:
-    """Choices in which every two options meet; without any, the defaults."""
-    return [Row(make, peer, options, dict(own), shapes, close) for options in pairs(choices)]
-
-
-MOMENTS: dict[str, list[Any]] = {
-    "lr": [0.1],
-    "betas": [(0.9, 0.999), (0.5, 0.7)],
-    "eps": [1e-8, 1e-2],
-    "weight_decay": [0, 0.1],
-    "maximize": [False, True],
-}
-PAIRS = [(0.9, 0.999), (0.5, 0.7)]
-SIDES = {"weight_decay": [0, 0.1], "maximize": [False, True]}
-BOTH = [False, True]
-UP = {"maximize": True}
-AVERAGE: dict[str, list[Any]] = {
-    "lr": [0.3], "weight_decay": [0, 0.1], "warmup_steps": [0, 3], "r": [0, 0.5], "weight_lr_power": [0, 2],
-}  # fmt: skip
-ADOPT: dict[str, list[Any]] = {
-    "lr": [0.1], "betas": [(0.9, 0.9999), (0.5, 0.7)], "eps": [1e-6, 0.3], "weight_decay": [0, 0.1],
-    "clip_power": [0.25, 0.0, None], "decoupled": BOTH,
-}  # fmt: skip
 # Sums of bfloat16 products may be added in another order: 2^-23 of values up to 2, of a step of 0.1 times a scale up
 # to 1.6. A number that is rounded at another place is off by 2^-9.
-BFLOAT16 = {"close": 1e-6, "own": {"ns_dtype": torch.bfloat16}}
+BFLOAT16 = 1e-6
 
-ROWS = [
-    *(
-        Row(make, peer, {}, {}, ALL, 5e-12 if make is hft.radam else CLOSE)
-        for make, peer in (
-            (hft.sgd, torch.optim.SGD), (hft.adam, torch.optim.Adam), (hft.adamw, torch.optim.AdamW),
-            (hft.rmsprop, torch.optim.RMSprop), (hft.adagrad, torch.optim.Adagrad), (hft.asgd, torch.optim.ASGD),
-            (hft.adadelta, torch.optim.Adadelta), (hft.adamax, torch.optim.Adamax), (hft.nadam, torch.optim.NAdam),
-            (hft.radam, torch.optim.RAdam), (hft.rprop, torch.optim.Rprop),
-        )
-    ),
-    *rows(hft.sgd, torch.optim.SGD, lr=[0.1], momentum=[0, 0.9], dampening=[0, 0.3], **SIDES),
-    *rows(hft.sgd, torch.optim.SGD, lr=[0.1], momentum=[0.9], nesterov=[True], **SIDES),
-    *rows(hft.adam, torch.optim.Adam, amsgrad=BOTH, **MOMENTS),
-    *rows(hft.adamw, torch.optim.AdamW, amsgrad=BOTH, **MOMENTS),
-    *rows(
-        hft.rmsprop, torch.optim.RMSprop,
-        lr=[0.1], alpha=[0.99, 0.5], eps=[1e-8, 1e-2], momentum=[0, 0.9], centered=BOTH, **SIDES,
-    ),
-    *rows(
-        hft.adagrad, torch.optim.Adagrad,
-        lr=[0.1], lr_decay=[0, 0.1], initial_accumulator_value=[0, 0.2], eps=[1e-10, 1e-2], **SIDES,
-    ),
-    *rows(hft.adadelta, torch.optim.Adadelta, lr=[1.0, 0.1], rho=[0.9, 0.5], eps=[1e-6, 1e-2], **SIDES),
-    *rows(hft.adamax, torch.optim.Adamax, **MOMENTS),
-    *rows(hft.nadam, torch.optim.NAdam, momentum_decay=[4e-3, 0.3], decoupled_weight_decay=BOTH, **MOMENTS),
+#: Of the package and of torch or a paper.
+PEERS = {
+    hft.sgd: torch.optim.SGD, hft.adam: torch.optim.Adam, hft.adamw: torch.optim.AdamW, hft.asgd: torch.optim.ASGD,
+    hft.rmsprop: torch.optim.RMSprop, hft.adagrad: torch.optim.Adagrad, hft.adadelta: torch.optim.Adadelta,
+    hft.adamax: torch.optim.Adamax, hft.nadam: torch.optim.NAdam, hft.radam: torch.optim.RAdam,
+    hft.rprop: torch.optim.Rprop, hft.adafactor: torch.optim.Adafactor,
+}  # fmt: skip
+OF_PAPERS = {
+    hft.schedule_free_sgd: papers.schedule_free_sgd, hft.schedule_free_adamw: papers.schedule_free_adamw,
+    hft.adan: papers.adan, hft.adopt: papers.adopt, hft.lion: papers.lion, hft.signum: papers.signum,
+    hft.adabelief: papers.adabelief, hft.yogi: papers.yogi, hft.lamb: papers.lamb, hft.lars: papers.lars,
+}  # fmt: skip
+
+
+@st.composite
+def some_options(draw: Any, make: Any) -> dict[str, Any]:
+    """The defaults of some, but no eps below 0.01: what is divided by it is off by no more than a hundred roundings."""
+    options = draw(strategies.options(make))
+    return {name: x for name, x in options.items() if name in ("lr", "eps") or draw(st.booleans())}
+
+
+def compare(row: Row, run: strategies.Run) -> None:
+    opt, params, close = row.make(**row.options, **row.own), run.params, row.close
+    state = opt.init(params)
+    theirs = [torch.nn.Parameter(w.clone()) for w in tree.leaves(params)]
+    peer = row.peer(theirs, **row.options)
+    for g in run.grads:
+        for way, p in zip(tree.leaves(g), theirs, strict=True):
+            p.grad = -way if way is not None and row.own.get("maximize") else way
+        with float64_by_default():  # torch's dtype for the numbers of a tensor
+            peer.step()
+        params, state = opt.update(g, state, params)
+        # Of an entry of a few units as of smaller ones: rounding is that of what is added.
+        equal = partial(torch.testing.assert_close, rtol=close, atol=close)
+        equal(tree.leaves(params), [p.detach() for p in theirs])
+        for field, values in state._asdict().items():
+            if values == ():
+                continue
+            each = [values] * len(theirs) if isinstance(values, torch.Tensor) else tree.aligned(values, params)
+            for mine, p in zip(each, theirs, strict=True):
+                if peer.state[p].get(field) is not None:
+                    equal(mine, peer.state[p][field], check_dtype=field != "step")
+
+
+def close_of(make: Any) -> float:
     # An ulp of b2^6 = 0.994 is 2e-14 of 1 - b2^6, so 4e-11 of rho = 2000 - 1994, and 1e-12 of a step of 0.1.
-    *rows(hft.radam, torch.optim.RAdam, close=5e-12, decoupled_weight_decay=BOTH, **MOMENTS),
-    *rows(
-        hft.rprop, torch.optim.Rprop,
-        lr=[0.01, 0.1], etas=[(0.5, 1.2), (0.3, 1.5)], step_sizes=[(1e-6, 50), (0.05, 0.13)], maximize=BOTH,
-    ),
-    *rows(hft.asgd, torch.optim.ASGD, lr=[0.1], lambd=[1e-4, 0.3], alpha=[0.75, 1.5], t0=[1e6, 0, 2.5], **SIDES),
-    *rows(hft.adafactor, torch.optim.Adafactor),
-    *rows(
-        hft.adafactor, torch.optim.Adafactor,
-        lr=[0.1, 1.0], beta2_decay=[-0.8, -0.3], eps=[(None, 1e-3), (0.3, 0.9)], d=[1.0, 1.5], weight_decay=[0, 0.1],
-        maximize=BOTH,
-    ),
-    *rows(hft.muon, torch.optim.Muon, MATRICES, **BFLOAT16),
-    *rows(
-        hft.muon, torch.optim.Muon, MATRICES, **BFLOAT16,
-        lr=[0.1], weight_decay=[0, 0.1], momentum=[0.95, 0.5], nesterov=BOTH,
-        adjust_lr_fn=[None, "original", "match_rms_adamw"],
-    ),
-    *rows(
-        hft.muon, torch.optim.Muon, MATRICES, **BFLOAT16,
-        lr=[0.1], ns_coefficients=[(2.0, -1.5, 0.5)], ns_steps=[1, 5], eps=[1e-7, 4.0],
-    ),
-    *rows(hft.muon, torch.optim.Muon, MATRICES, 1e-6, {**BFLOAT16["own"], **UP}, lr=[0.1]),
-    *rows(hft.schedule_free_sgd, papers.schedule_free_sgd, momentum=[0.9, 0.0, 1.0], **AVERAGE),
-    *rows(hft.schedule_free_sgd, papers.schedule_free_sgd, own=UP, lr=[0.3]),
-    *rows(
-        hft.schedule_free_adamw, papers.schedule_free_adamw, betas=[(0.9, 0.999), (0.5, 0.7)], eps=[1e-8, 1e-2],
-        **AVERAGE,
-    ),
-    *rows(hft.schedule_free_adamw, papers.schedule_free_adamw, own=UP, lr=[0.3]),
-    *rows(
-        hft.adan, papers.adan,
-        lr=[0.1], betas=[(0.98, 0.92, 0.99), (0.5, 0.0, 0.7)], eps=[1e-8, 1e-2], weight_decay=[0, 0.1],
-    ),
-    *rows(hft.adan, papers.adan, own=UP, lr=[0.1]),
-    *rows(hft.adopt, papers.adopt, **ADOPT),
-    *rows(hft.adopt, papers.adopt, own=UP, lr=[0.1]),
-    *rows(hft.lion, papers.lion, lr=[0.1], betas=[(0.9, 0.99), (0.5, 0.7)], weight_decay=[0, 0.1]),
-    *rows(hft.lion, papers.lion, own=UP, lr=[0.1]),
-    *rows(hft.signum, papers.signum, lr=[0.1], momentum=[0.9, 0.0], weight_decay=[0, 0.1]),
-    *rows(hft.signum, papers.signum, own=UP, lr=[0.1]),
-    *rows(hft.adabelief, papers.adabelief, lr=[0.1], betas=PAIRS, eps=[1e-16, 1e-2]),
-    *rows(hft.adabelief, papers.adabelief, own=UP, lr=[0.1]),
-    *rows(
-        hft.yogi, papers.yogi,
-        lr=[0.1], betas=PAIRS, eps=[1e-3, 0.1], initial_accumulator_value=[1e-6, 0.3],
-    ),
-    *rows(hft.yogi, papers.yogi, own=UP, lr=[0.1]),
-    *rows(hft.lamb, papers.lamb, lr=[0.1], betas=PAIRS, eps=[1e-6, 1e-2], weight_decay=[0, 0.1]),
-    *rows(hft.lamb, papers.lamb, own=UP, lr=[0.1]),
-    *rows(
-        hft.lars, papers.lars,
-        lr=[1.0], momentum=[0.9, 0], weight_decay=[0, 0.1], trust_coefficient=[1e-3, 0.1], eps=[0, 0.1], nesterov=BOTH,
-    ),
-    *rows(hft.lars, papers.lars, own=UP, lr=[0.1]),
-]  # fmt: skip
+    return 5e-12 if make is hft.radam else CLOSE
 
 
-def problem(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[dict[str, Tensor | None]]]:
+runs = strategies.runs(max_steps=STEPS)
+#: Torch's Adafactor divides by the number of entries.
+filled = strategies.runs(strategies.params(shapes=strategies.shapes(least=1)), max_steps=STEPS)
+
+
+@settings(max_examples=40)
+@given(make=st.sampled_from([*PEERS]), data=st.data())
+def test_an_update_is_that_of_torch(make: Any, data: Any):
+    row = Row(make, PEERS[make], data.draw(some_options(make)), {}, close_of(make))
+    compare(row, data.draw(filled if make is hft.adafactor else runs))
+
+
+@settings(max_examples=20)
+@given(run=runs, momentum=strategies.between(0.05, 1.0), data=st.data())
+def test_nesterov_is_that_of_torch(run: strategies.Run, momentum: float, data: Any):
+    """Which takes no dampening."""
+    others = data.draw(some_options(hft.sgd))
+    options = {**others, "momentum": momentum, "dampening": 0.0, "nesterov": True}
+    compare(Row(hft.sgd, torch.optim.SGD, options, {}, CLOSE), run)
+
+
+@settings(max_examples=50)
+@given(make=st.sampled_from([*OF_PAPERS]), data=st.data(), run=runs)
+def test_an_update_is_that_of_the_paper(make: Any, data: Any, run: strategies.Run):
+    options = data.draw(some_options(make))
+    own = {"maximize": True} if options.pop("maximize", False) else {}
+    compare(Row(make, OF_PAPERS[make], options, own, CLOSE), run)
+
+
+matrices = strategies.params(shapes=st.tuples(st.integers(1, 5), st.integers(1, 5)))
+
+
+@settings(max_examples=30)
+@given(
+    run=strategies.runs(matrices, max_steps=3),
+    options=st.fixed_dictionaries(
+        {"lr": strategies.between(0.01, 0.1)},
+        optional={
+            "weight_decay": strategies.between(0.0, 0.3), "momentum": strategies.between(0.0, 0.95),
+            "nesterov": st.booleans(), "ns_steps": st.integers(1, 5), "eps": st.sampled_from([1e-7, 0.5, 2.0, 4.0]),
+            "adjust_lr_fn": st.sampled_from([None, "original", "match_rms_adamw"]),
+        },
+    ),
+    maximize=st.booleans(),
+)  # fmt: skip
+def test_muon_is_that_of_torch(run: strategies.Run, options: dict[str, Any], maximize: bool):
+    """With an eps that bfloat16 holds, or that is below every norm: torch rounds it there, which ours does not."""
+    own = {"ns_dtype": torch.bfloat16, **({"maximize": True} if maximize else {})}
+    compare(Row(hft.muon, torch.optim.Muon, options, own, BFLOAT16), run)
+
+
+@pytest.mark.parametrize("make", [*PEERS, hft.muon], ids=lambda make: make.__name__)
+def test_defaults_are_those_of_torch(make: Any):
+    """Which have an eps of 1e-8 and less; STEPS updates with gradients missing at first and later."""
+    peer = torch.optim.Muon if make is hft.muon else PEERS[make]
+    own, close = ({"ns_dtype": torch.bfloat16}, BFLOAT16) if make is hft.muon else ({}, close_of(make))
+    compare(Row(make, peer, {}, own, close), problem(MATRICES if make is hft.muon else ALL))
+
+
+EPS_OF_PAPERS = {
+    hft.adabelief: 1e-16, hft.adan: 1e-8, hft.adopt: 1e-6, hft.lamb: 1e-6, hft.lars: 0.0, hft.yogi: 1e-3,
+    hft.schedule_free_adamw: 1e-8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", EPS_OF_PAPERS, ids=lambda make: make.__name__)
+def test_an_eps_of_the_papers_is_that_of_the_paper(make: Any):
+    compare(Row(make, OF_PAPERS[make], {"lr": 0.1, "eps": EPS_OF_PAPERS[make]}, {}, CLOSE), problem(ALL))
+
+
+def problem(shapes: dict[str, tuple[int, ...]]) -> strategies.Run:
     """Parameters and gradients; one has a zero in each, one is missing at first and later, one later on."""
     generator = torch.Generator().manual_seed(5)
 
@@ -170,33 +172,8 @@ def problem(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list
         g["matrix"][0, 0] = 0
     for step, name in [(0, "late"), (4, "late"), (4, "number"), (6, "number")]:
         grads[step][name] = None
-    return params, grads
+    return strategies.Run(params, grads)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_options_are_those_of_torch_or_of_the_paper(row: Row):
-    params, grads = problem(row.shapes)
-    opt = row.make(**row.options, **row.own)
-    state = opt.init(params)
-    theirs = {name: torch.nn.Parameter(w.clone()) for name, w in params.items()}
-    peer = row.peer(theirs.values(), **row.options)
-    equal = partial(torch.testing.assert_close, rtol=row.close, atol=row.close)
-    for g in grads:
-        for name, p in theirs.items():
-            way = g[name]
-            p.grad = -way if way is not None and row.own.get("maximize") else way
-        with float64_by_default():  # torch's dtype for the numbers of a tensor
-            peer.step()
-        params, state = opt.update(g, state, params)
-        equal(params, {name: p.detach() for name, p in theirs.items()})
-        for field, values in state._asdict().items():
-            if values == ():
-                continue
-            each = [values] * len(params) if isinstance(values, torch.Tensor) else tree.aligned(values, params)
-            for mine, p in zip(each, theirs.values(), strict=True):
-                if peer.state[p].get(field) is not None:
-                    equal(mine, peer.state[p][field], check_dtype=field != "step")
-
-
-def test_every_optimizer_that_is_no_combinator_has_rows():
-    assert {case.make for case in BASES} <= {row.make for row in ROWS}
+def test_every_optimizer_that_is_no_combinator_is_compared():
+    assert {case.make for case in BASES} <= {*PEERS, *OF_PAPERS}

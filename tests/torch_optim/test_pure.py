@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.testing import strategies
 from hyperopt_ftp.torch_optim.pure.pure_optimizer import _filled
 
-from ..support.cases import CASES, Case
+from ..support.compare import kept, same
 from ..support.contract import through_a_file
 from ..support.problems import batches, largest_difference, loss, start
 
 F64 = torch.float64
-
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def parameters(values: dict[str, Tensor] | None = None) -> dict[str, nn.Parameter]:
@@ -44,25 +45,96 @@ def tower() -> hft.Optimizer:
 # -- the same as the pure update ---------------------------------------------------------------------------------------
 
 
-@every_case
-def test_a_step_is_the_pure_update_and_a_resumed_run_goes_on_bit_for_bit(case: Case):
-    pure, params = case.build(), parameters()
+@st.composite
+def cases(draw: Any, none: bool = True) -> tuple[hft.Optimizer, strategies.Run]:
+    """Any optimizer below any combinators; parameters by name, of which one or more have a gradient at each step."""
+    found = draw(strategies.runs(none=none))
+    names = list(map(str, range(len(tree.leaves(found.params)))))
+    rows = [dict(zip(names, tree.leaves(x), strict=True)) for x in (found.params, *found.grads)]
+    assume(all(any(g is not None for g in row.values()) for row in rows))
+    return draw(strategies.optimizers(rows[0], none=none)), strategies.Run(rows[0], rows[1:])
+
+
+def walk(params: dict[str, nn.Parameter], opt: torch.optim.Optimizer, grads: list[dict[str, Any]]) -> None:
+    for row in grads:
+        for name, p in params.items():
+            p.grad = None if row[name] is None else row[name].clone()
+        opt.step()
+
+
+@given(none=st.booleans(), data=st.data())
+def test_a_step_is_the_pure_update_and_a_resumed_run_goes_on_bit_for_bit(none: bool, data: Any):
+    pure, run = data.draw(cases(none))
+    at, params = data.draw(st.integers(0, len(run.grads))), parameters(run.params)
     opt = hft.PureOptimizer(params.items(), pure)
-    weights, state = start(), pure.init(start())
-    for t, x in enumerate(batches(6)):
-        absent = "b" if t == 2 and case.gaps else None
-        if t == 3:
-            again = parameters(weights)
-            other = hft.PureOptimizer(again.items(), case.build())
-            other.load_state_dict(through_a_file(opt.state_dict()))
-        grads: dict = torch.func.grad(loss)(weights, x)
-        weights, state = pure.update(grads | ({absent: None} if absent else {}), state, weights)
-        step(params, opt, x, absent)
-        assert largest_difference(dict(params), weights) == 0
-        if t >= 3:
-            step(again, other, x)  # pyright: ignore[reportPossiblyUnboundVariable]
-            assert largest_difference(dict(again), weights) == 0  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert opt.hparams() == other.hparams()  # pyright: ignore[reportPossiblyUnboundVariable]
+    walk(params, opt, run.grads[:at])
+    again = parameters(dict(params))
+    other = hft.PureOptimizer(again.items(), pure)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    for mine, one in ((params, opt), (again, other)):
+        walk(mine, one, run.grads[at:])
+    weights, state = run.by(pure)
+    for mine, one in ((params, opt), (again, other)):
+        assert largest_difference(mine, weights) == 0
+        assert largest_difference(one.pure_state(), state) == 0
+    assert opt.hparams() == other.hparams()
+
+
+@given(case=cases())
+def test_a_state_dict_that_is_loaded_is_given_back(case: tuple[hft.Optimizer, strategies.Run]):
+    pure, run = case
+    opts = []
+    for grads in (run.grads, []):
+        params = parameters(run.params)
+        opts.append(hft.PureOptimizer(params.items(), pure))
+        walk(params, opts[-1], grads)
+    opts[1].load_state_dict(through_a_file(opts[0].state_dict()))
+    assert same(*(kept(opt.state_dict()) for opt in opts))
+
+
+@given(case=cases(), later=st.booleans())
+def test_a_group_that_comes_later_is_refused_and_changes_nothing(
+    case: tuple[hft.Optimizer, strategies.Run], later: bool
+):
+    pure, run = case
+    params = parameters(run.params)
+    opt = hft.PureOptimizer(params.items(), pure)
+    walk(params, opt, run.grads if later else [])
+    before = kept((opt.state_dict(), [*params.values()]))
+    with pytest.raises(RuntimeError, match="takes no groups later"):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert same(kept((opt.state_dict(), [*params.values()])), before)
+
+
+@given(run=strategies.runs(none=False), rule=strategies.rules(), data=st.data())
+def test_a_rate_that_is_written_at_each_step_is_a_table(run: strategies.Run, rule: hft.Optimizer, data: Any):
+    """As a scheduler writes it."""
+    params = dict(zip("abcdefgh", map(nn.Parameter, map(torch.clone, tree.leaves(run.params))), strict=False))
+    rates = [data.draw(strategies.between(0.01, 0.2)) for _ in run.grads]
+    opt = hft.PureOptimizer(params.items(), rule)
+    for lr, g in zip(rates, run.grads, strict=True):
+        opt.param_groups[0]["lr"] = lr
+        walk(params, opt, [dict(zip(params, tree.leaves(g), strict=True))])
+    table = hft.per_step(rule, lr=torch.tensor(rates, dtype=F64))
+    assert largest_difference([*params.values()], tree.leaves(run.by(table)[0])) == 0
+
+
+@given(case=cases(), data=st.data(), value=st.sampled_from([-1.0, float("nan"), "fast", None, 1j, [0.1]]))
+def test_a_wrong_write_is_refused_and_weights_and_state_stay(case: Any, data: Any, value: Any):
+    pure, run = case
+    assume(not pure.tunes)  # where a write says that it is tuned
+    params = parameters(run.params)
+    opt = hft.PureOptimizer(params.items(), pure)
+    walk(params, opt, run.grads)
+    rates = [(g, name) for g in opt.param_groups for name in g if name.split(".")[-1] == "lr"]
+    group, name = data.draw(st.sampled_from(rates))
+    before, right = kept((dict(opt.state), [*params.values()])), group[name]
+    group[name] = value
+    with pytest.raises((TypeError, ValueError), match="lr|structure of the parameters"):
+        walk(params, opt, run.grads[:1])
+    assert same(kept((dict(opt.state), [*params.values()])), before)
+    group[name] = right
+    walk(params, opt, run.grads[:1])
 
 
 class Net(nn.Module):

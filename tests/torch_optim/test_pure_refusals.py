@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import hyperopt_ftp as hft
 
@@ -139,12 +138,6 @@ def test_a_schedule_that_ends_at_zero_but_for_rounding_is_taken():
         scheduler.step()
     assert -1e-17 < opt.hparams()["lr"] < 0
     step(params, opt, batches(1)[0])
-
-
-def test_later_groups_are_refused():
-    opt = hft.PureOptimizer(parameters().items(), hft.adam())
-    with pytest.raises(RuntimeError, match="takes no groups later"):
-        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
 
 @pytest.mark.parametrize(
