@@ -25,8 +25,8 @@ class MethodStudy(Generic[C, T]):
 
     make_task: Callable[[C, Path, Progress], T]  # the folder is that of what is expensive, and kept
     facts: Callable[[T], dict[str, Any]]  # what of the examples goes into the record
-    heading: str
-    setting: Callable[[dict], str]  # of the record's content: the paragraph under the heading
+    heading: str = ""
+    setting: Callable[[dict], str] = lambda content: ""  # of the record's content: the paragraph under the heading
     pictures: Callable[[Path, T], None] | None = None  # draws some of the examples
     caption: str = ""  # of these
     fit: Fit = fit  # the training loop

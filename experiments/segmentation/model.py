@@ -10,15 +10,14 @@ from torchmetrics.functional.classification import multiclass_stat_scores
 
 from experiments.common.efficientnet import channels_last, layers_of, lite0, scaled
 from experiments.common.task import Network
+from experiments.segmentation.scenes import Scenes
 
-FEATURES = (24, 40, 112, 320)  # channels of the encoder at strides 4, 8, 16 and 32
-WIDTH = 64  # of the decoder
+FEATURES, WIDTH = (24, 40, 112, 320), 64  # channels of the encoder at strides 4 to 32, and of the decoder
 SMALL = 16  # scenes at once in tests
 
 
 class Segmenter(Network):
-    """The decoder has GroupNorm, whose statistics need not be learned. The last layer is zero at first, so that every
-    class is equally likely."""
+    """The decoder has GroupNorm, which keeps no statistics. Its last layer is zero at first: all classes are alike."""
 
     head = "decoder.*"
 
@@ -31,41 +30,32 @@ class Segmenter(Network):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         pyramid = FPNDecoder(list(FEATURES), 3, pyramid_channels=WIDTH, segmentation_channels=WIDTH)
-        self.decoder = nn.ModuleList([pyramid, last])
+        self.decoder = nn.Sequential(pyramid, last)
         self.layers = layers_of(self.encoder, "encoder")
         channels_last(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        pyramid, last = self.decoder
-        return last(pyramid(self.features(scaled(images))))
+        return self.decoder(self.features(scaled(images)))
 
     def features(self, inputs: Tensor) -> list[Tensor]:
         """The last ones of each size, from stride 4 on."""
-        encoder = self.encoder
-        hidden = encoder._swish(encoder._bn0(encoder._conv_stem(inputs)))
-        of_size = {}
-        for block in encoder._blocks:
+        hidden, of_size = self.encoder._swish(self.encoder._bn0(self.encoder._conv_stem(inputs))), {}
+        for block in self.encoder._blocks:
             hidden = block(hidden)
             of_size[hidden.shape[-1]] = hidden
         return list(of_size.values())[1:]  # without stride 2
 
 
 @torch.no_grad()
-def overlaps(model: nn.Module, images: Tensor, masks: Tensor, classes: int, device: torch.device) -> Tensor:
+def overlaps(model: nn.Module, some: Scenes, classes: int, device: torch.device) -> Tensor:
     """Pixels of intersection and of union [N, classes, 2], of each scene and class."""
     was_training = model.training
     model.eval()
-    found = []
-    for some, truth in zip(images.split(SMALL), masks.split(SMALL), strict=True):
-        given = model(some.to(device)).argmax(dim=1)
-        # not validated: that searches every batch for classes beyond the last
-        counts = multiclass_stat_scores(
-            given, truth.to(device).long(), classes, average=None, multidim_average="samplewise", validate_args=False
-        )
-        right, false, _, missed, _ = counts.cpu().unbind(-1)
-        found.append(torch.stack([right, right + false + missed], -1))
+    given = torch.cat([model(part.to(device)).argmax(dim=1).cpu() for part in some.images.split(SMALL)])
     model.train(was_training)
-    return torch.cat(found)
+    counts = multiclass_stat_scores(given, some.masks.long(), classes, average=None, multidim_average="samplewise")
+    right, false, _, missed, _ = counts.unbind(-1)
+    return torch.stack([right, right + false + missed], -1)
 
 
 def mean_iou(counts: Tensor) -> float:

@@ -1,12 +1,10 @@
-"""Scenes of one to four emoji over photographs, with the class of every pixel.
-
-The photographs lie in scikit-image and scikit-learn, whose files alone are read; training and tests have different
-ones. Scenes of two styles that are drawn by generators of one seed differ in the style alone.
-"""
+"""Scenes of one to four emoji over photographs, with the class of every pixel. The photographs lie in scikit-image and
+scikit-learn, whose files alone are read; training and tests have different ones."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,15 +18,12 @@ from experiments.common.corruptions import SEVERITIES, corrupt
 from experiments.common.errors import folder_of
 
 PHOTOGRAPHS = {
-    "train": (
-        "skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/hubble_deep_field.jpg",
-        "skimage/data/brick.png", "skimage/data/grass.png", "sklearn/datasets/images/flower.jpg",
-    ),
-    "test": (
-        "skimage/data/astronaut.png", "skimage/data/rocket.jpg", "skimage/data/camera.png",
-        "skimage/data/gravel.png", "skimage/data/coins.png", "sklearn/datasets/images/china.jpg",
-    ),
+    "train": ("skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/hubble_deep_field.jpg",
+              "skimage/data/brick.png", "skimage/data/grass.png", "sklearn/datasets/images/flower.jpg"),
+    "test": ("skimage/data/astronaut.png", "skimage/data/rocket.jpg", "skimage/data/camera.png",
+             "skimage/data/gravel.png", "skimage/data/coins.png", "sklearn/datasets/images/china.jpg"),
 }  # fmt: skip
+resized = partial(F.interpolate, mode="bilinear", antialias=True)  # pictures, to a height and width
 SHORTER = 256  # pixels of a photograph's shorter side; a scene shows a square of it
 MOST = 4  # emoji in a scene
 SIDES = (0.5, 0.9)  # of an emoji, as a share of the scene's
@@ -81,8 +76,8 @@ def compose(
     emoji: Pictures, styles: Sequence[int], behind: Sequence[Tensor], name: str, count: int, size: int, seed: int,
     most: int = MOST,
 ) -> Scenes:  # fmt: skip
-    """Scenes of emoji with an alpha channel, each in one of the styles. Classes take turns in a random order, so that
-    any stretch of the scenes has about as many of each; groups are the name and a number."""
+    """Scenes of emoji with an alpha channel, each in one of the styles; those of other styles differ in that alone.
+    Classes take turns in a random order, so that any stretch of the scenes has about as many of each."""
     drawn = torch.Generator().manual_seed(seed)
 
     def number(below: int) -> int:
@@ -111,22 +106,18 @@ def compose(
 
 def cut(photograph: Tensor, share: float, x: float, y: float, size: int) -> Tensor:
     """A square of so large a share of the shorter side, from its place among all that there are."""
-    _, height, width = photograph.shape
+    height, width = photograph.shape[1:]
     side = round(share * min(height, width))
     top, left = round(y * (height - side)), round(x * (width - side))
-    return resized(photograph[:, top : top + side, left : left + side], size)
+    return resized(photograph[None, :, top : top + side, left : left + side], (size, size))[0]
 
 
 def paste(image: Tensor, mask: Tensor, drawing: Tensor, label: int, side: int, top: int, left: int) -> None:
     """Put a drawing [4, h, w], colours on white and alpha, over a scene, which may cut it."""
     colours = (drawing[:3] + drawing[3:] - 255).clamp(min=0)  # times alpha; both were resized on their own
-    smaller = resized(torch.cat([colours, drawing[3:]]), side)
+    smaller = resized(torch.cat([colours, drawing[3:]])[None], (side, side))[0]
     rows, columns = (slice(max(0, at), at + side) for at in (top, left))
     inside = smaller[:, max(0, -top) :, max(0, -left) :][:, : len(mask) - rows.start, : len(mask) - columns.start]
     over = inside[3:] / 255
     image[:, rows, columns] = inside[:3] + (1 - over) * image[:, rows, columns]
     mask[rows, columns][over[0] >= 0.5] = label
-
-
-def resized(picture: Tensor, side: int) -> Tensor:
-    return F.interpolate(picture[None], (side, side), mode="bilinear", antialias=True)[0]

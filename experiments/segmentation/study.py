@@ -5,38 +5,30 @@ from typing import Literal
 
 from experiments.classification.emoji import PACKAGES
 from experiments.common.method_study import MethodStudy
-from experiments.segmentation.task import Config as Options
-from experiments.segmentation.task import SegmentationTask
+from experiments.segmentation import task as segmentation
 from experiments.sensitivity import study as sensitivity
 from experiments.sensitivity.task import Grid
 
-USUAL = ("linear", "adamw", "adamw_head", "ftp", "wise", "l2sp", "tpgm")
 COMPARISON = MethodStudy(
-    make_task=SegmentationTask,
-    facts=lambda task: {"start": task.start, "scenes": {part: len(some.groups) for part, some in task.scenes.items()}},
-    heading="Segmentation under a change of style and under corruptions",
-    setting=lambda content: content["data"]["start"],
+    segmentation.SegmentationTask, lambda task: {"scenes": {name: part.count for name, part in task.parts.items()}}
 )
 
 
 @dataclass(frozen=True)
 class Config(Grid):
-    """Scenes of emoji, as they are in experiments.segmentation.task."""
+    """Scenes of emoji."""
 
+    usual = ("linear", "adamw", "adamw_head", "ftp", "wise", "l2sp", "tpgm")
     anchor: Literal["styles", "imagenet"] = "styles"
-    # Up to one at which AdamW forgets. A linear probe and FTP have ten times that.
-    lrs: tuple[float, ...] = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)
-    scenes: int = Options.scenes  # to fine-tune on
-    pretrain_scenes: int = Options.pretrain_scenes  # of the anchor's training
-    test_scenes: int = Options.test_scenes  # in each test
+    lrs: tuple[float, ...] = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3)  # a linear probe and FTP have ten times that
+    scenes: int = segmentation.Config.scenes  # to fine-tune on
+    pretrain_scenes: int = segmentation.Config.pretrain_scenes  # of the anchor's training
+    test_scenes: int = segmentation.Config.test_scenes  # in each test
 
-    @property
-    def all_methods(self) -> tuple[str, ...]:
-        return self.methods or USUAL
-
-    def options(self, seed: int, lr: float) -> Options:
+    def options(self, seed: int, lr: float) -> segmentation.Config:
         names = ("anchor", "limit", "labels", "scenes", "pretrain_scenes", "test_scenes")
-        return Options(**self.shared(seed, lr, Options.epochs), **{name: getattr(self, name) for name in names})
+        own = {name: getattr(self, name) for name in names}
+        return segmentation.Config(**self.shared(seed, lr, segmentation.Config.epochs), **own)
 
     def study(self) -> MethodStudy:
         return COMPARISON

@@ -17,12 +17,8 @@ from experiments.common.options import VALIDATION, AnchorOptions, check_names, c
 from experiments.common.progress import Progress
 from experiments.common.task import Part
 from experiments.segmentation.model import Segmenter, mean_iou, overlaps
-from experiments.segmentation.scenes import Scenes, compose, photographs
+from experiments.segmentation.scenes import compose, photographs
 
-STARTS = {
-    "styles": "Scenes of emoji, from a network trained on scenes of other emoji in all styles",
-    "imagenet": "Scenes of emoji, from ImageNet's encoder and a new decoder",
-}
 BACKGROUND = 0.2  # weight of a pixel of the background in the loss, against 1 for one of an emoji
 
 
@@ -33,11 +29,9 @@ class Config(AnchorOptions):
     anchor_head = 10.0
     anchor_batch_size = 16
 
-    # The whole network trained beforehand on scenes of other emoji; or ImageNet's encoder and a new decoder.
-    anchor: Literal["styles", "imagenet"] = "styles"
+    anchor: Literal["styles", "imagenet"] = "styles"  # trained beforehand on other emoji; or ImageNet's encoder alone
     limit: int | None = None  # use only so many emoji, for a quick try
     epochs: int = 3  # passes over the fine-tuning scenes
-    lr: float = 6e-4  # first learning rate; it falls to 0 as a cosine
     batch_size: int = 16  # scenes in one step
     size: int = 64  # height and width of a scene, in pixels
     scenes: int = 320  # to fine-tune on
@@ -49,7 +43,7 @@ class Config(AnchorOptions):
 
     def check(self) -> None:
         super().check()
-        check_names("anchor", (self.anchor,), STARTS)
+        check_names("anchor", (self.anchor,), ("styles", "imagenet"))
         if self.size % 32 or self.size > 224:  # 256 * 256 pixels are no uint16
             raise InputError(f"{option('size')} {self.size}: must be a multiple of 32, the encoder's stride, up to 224")
         check_share(self.labels, self.scenes, len(CLASSES))
@@ -63,24 +57,22 @@ class SegmentationTask:
     by_class = False
 
     def __init__(self, config: Config, cache: Path, progress: Progress) -> None:
-        self.device, self.size, self.start = torch.device(config.device), config.size, STARTS[config.anchor]
+        self.device, self.size = torch.device(config.device), config.size
         emoji = emoji_pictures(cache, progress, alpha=True)
-        if config.limit is not None:
-            emoji = limit_items(emoji, config.limit, config.split_seed)
+        emoji = emoji if config.limit is None else limit_items(emoji, config.limit, config.split_seed)
         of = split(emoji, config.split_seed)
         self.classes = 1 + len(CLASSES)  # the background is one
         known, new = photographs("train"), photographs("test")
         every, (own, *others) = range(len(emoji.domain_names)), emoji.domain_names
         seed, name = 3 * config.split_seed, str(config.split_seed)
         pool = compose(of["finetune"], [0], known, name, config.scenes, config.size, seed)
-        kept = check_share(config.labels, config.scenes, len(CLASSES))
-        held = round(VALIDATION * kept)
+        kept, held = (round(share * config.labels * config.scenes) for share in (1, VALIDATION))
         self.scenes = {"finetune": pool.take(0, kept)}
         if config.holds_out:
             self.scenes |= {"validation": pool.take(0, held), "train": pool.take(held, kept)}
         if not config.head_is_new:
-            pretrain = compose(of["pretrain"], every, known, name, config.pretrain_scenes, config.size, seed + 1)
-            self.scenes["pretrain"] = pretrain
+            made = compose(of["pretrain"], every, known, name, config.pretrain_scenes, config.size, seed + 1)
+            self.scenes["pretrain"] = made
         self.tests = {
             style: compose(of["test"], [number], new, name, config.test_scenes, config.size, seed + 2)
             for number, style in enumerate(emoji.domain_names)
@@ -93,8 +85,7 @@ class SegmentationTask:
         self.parts: Mapping[str, Part] = {part: Part(len(some.groups), some.draw) for part, some in self.scenes.items()}
 
     def fingerprint(self) -> str:
-        fine = self.scenes["finetune"]  # what is held out is of it
-        return "-".join(some.fingerprint() for some in (fine, *self.tests.values()))
+        return "-".join(some.fingerprint() for some in (self.scenes["finetune"], *self.tests.values()))
 
     def pretrain_fingerprint(self) -> str:
         return digest({"scenes": self.scenes["pretrain"].fingerprint()})
@@ -103,23 +94,19 @@ class SegmentationTask:
         return Segmenter(self.classes, self.size).to(self.device)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Two thirds of the pixels are background: at full weight they teach a short training nothing else."""
-        weight = torch.ones(self.classes, device=outputs.device)
-        weight[0] = BACKGROUND
+        """Much is background: at full weight it teaches a short training nothing else."""
+        weight = torch.tensor([BACKGROUND] + [1.0] * len(CLASSES), device=outputs.device)
         return F.cross_entropy(outputs, targets, weight=weight)
 
     def share_right(self, outputs: Tensor, targets: Tensor) -> float:
         return (outputs.argmax(dim=1) == targets).float().mean().item()
 
-    def overlaps(self, model: nn.Module, some: Scenes) -> Tensor:
-        return overlaps(model, some.images, some.masks, self.classes, self.device)
-
     def validate(self, model: nn.Module) -> float:
-        return mean_iou(self.overlaps(model, self.scenes["validation"]))
+        return mean_iou(overlaps(model, self.scenes["validation"], self.classes, self.device))
 
     def answers(self, model: nn.Module) -> dict[str, Tensor]:
         """Pixels of intersection and union [N, classes, 2] of every scene, by test."""
-        return {name: self.overlaps(model, some) for name, some in self.tests.items()}
+        return {name: overlaps(model, some, self.classes, self.device) for name, some in self.tests.items()}
 
     def test(self, model: nn.Module) -> dict[str, float]:
         return {name: mean_iou(counts) for name, counts in self.answers(model).items()}

@@ -32,6 +32,8 @@ STARTS = {
     "cells": "Solar cells, working or defective, from ImageNet's weights and a new head",
     "drawn": "Shapes in colours, drawn at random, from ImageNet's weights and a new head",
     "opinions": "Opinions, from MiniLM as it comes and a new head",
+    "segmentation styles": "Scenes of emoji, from a network trained on scenes of other emoji in all styles",
+    "segmentation imagenet": "Scenes of emoji, from ImageNet's encoder and a new decoder",
 }
 PROTOCOL = (
     f"The groups of the test in distribution (an emoji is one in all its styles, else an example) are cut into {FOLDS} "
@@ -78,11 +80,12 @@ def setting(content: dict) -> str:
 
 def about(content: dict, shown: str = "means over splits") -> str:
     """What was tested."""
-    config, data = content["config"], content["data"]
+    config, data, anchor = content["config"], content["data"], content["config"]["anchor"]
+    start = STARTS.get(f"{content['experiment']} {anchor}") or STARTS[anchor]
     sizes = {name: len(groups_of(test)) for name, test in next(iter(data["tests"].values())).items()}
     own, *others = (f"{name} ({size})" for name, size in sizes.items())
     return (
-        f"{data.get('start') or STARTS[config['anchor']]}.{_few(config)} "
+        f"{start}.{_few(config)} "
         f"Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
         f"{', '.join(others)}. Scores are {data['metric']} in %, {shown} "
         f"{', '.join(map(str, config['seeds']))} of one pool."
@@ -90,10 +93,8 @@ def about(content: dict, shown: str = "means over splits") -> str:
 
 
 def _few(config: dict) -> str:
-    labels = config.get("labels", 1)
-    return (
-        "" if labels == 1 else f" Of the examples to fine-tune on {100 * labels:g} % are kept, in so many more passes."
-    )
+    labels = 100 * config.get("labels", 1)
+    return f" Of the examples to fine-tune on {labels:g} % are kept, in so many more passes." if labels < 100 else ""
 
 
 def _priors(content: dict) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ SHARES = {"emoji": (0.25, 0.3, 0.45), "cells": (0.05, 0.35, 0.6), "drawn": (0.05
 @dataclass(frozen=True)
 class Grid:
     """Every method at every learning rate, from every split."""
+
+    usual: ClassVar[tuple[str, ...]] = USUAL  # where no methods are given
 
     anchor: str = "styles"  # where fine-tuning starts
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
@@ -68,7 +70,7 @@ class Grid:
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        return self.methods or self.usual
 
     def rates(self, method: str) -> list[float]:
         own = [lr for name, lr in self.wider if name == method]
@@ -125,7 +127,7 @@ class Config(Grid):
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        return self.methods or (USUAL if self.of_pictures else (*USUAL, "lora"))
+        return super().all_methods if self.methods or self.of_pictures else (*USUAL, "lora")
 
     def options(self, seed: int, lr: float) -> AnchorOptions:
         epochs = {"styles": 5, "imagenet": 5, "drawn": 5, "cells": 8}.get(self.anchor, 2)

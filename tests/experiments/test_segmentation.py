@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from experiments.classification.emoji import CLASSES, emoji_pictures
 from experiments.common.errors import InputError
 from experiments.segmentation.model import Segmenter, mean_iou, overlaps
-from experiments.segmentation.scenes import compose, cut, paste, photographs
+from experiments.segmentation.scenes import Scenes, compose, cut, paste, photographs
 from experiments.segmentation.study import STUDY, Config
 from experiments.sensitivity.protocol import Overlaps, counted, cross_fitted, percent
 from experiments.sensitivity.study import STUDY as SENSITIVITY
@@ -84,8 +84,9 @@ def test_counts_give_the_jaccard_index_of_any_scenes():
     images = torch.randint(256, (20, 3, 32, 32), generator=drawn, dtype=torch.uint8)
     masks = torch.randint(7, (20, 32, 32), generator=drawn, dtype=torch.uint8)  # of the last two classes there are none
     model = Segmenter(9, 32).eval()
-    torch.nn.init.normal_(model.decoder[1][0].weight, generator=drawn)
-    counts = overlaps(model, images, masks, 9, torch.device("cpu"))
+    for weight in model.decoder[1].parameters():
+        torch.nn.init.normal_(weight, generator=drawn)
+    counts = overlaps(model, Scenes(images, masks, ()), 9, torch.device("cpu"))
     given = model(images).argmax(1)
     kept = torch.from_numpy(pixels_of(written(counts), 20))
     assert torch.equal(kept, counts)
