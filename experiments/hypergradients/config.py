@@ -18,36 +18,27 @@ TASKS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Way:
-    """Of fine-tuning: what moves the radii. `gradient` is FTP's; without any of the three there are no radii."""
+    """Of fine-tuning: what moves the radii. Without `gradient`, `every` and `depth` there are none."""
 
     title: str
-    gradient: PaperOrExact | None = None
+    gradient: PaperOrExact | None = None  # FTP's
     every: int = 0  # the closed form with the gradient of a validation batch, once in so many steps
     depth: int = 0  # a full hypergradient through so many steps, once in as many
-    validates: bool = False
-    all_labels: bool = False  # those of the validation examples, too
-
-    @property
-    def slow(self) -> bool:
-        """Much slower than FTP, so that equal time says something."""
-        return bool(self.depth) or 0 < self.every <= 4
+    part: str = "train"  # whose loss moves the radii
+    labels: str = "train"  # what is trained on; "finetune" are these and those of validation
 
 
 WAYS: Mapping[str, Way] = {
     "adamw": Way("AdamW"),
-    "adamw_all": Way("AdamW, all labels", all_labels=True),
+    "adamw_all": Way("AdamW, all labels", labels="finetune"),
     "paper": Way("FTP, paper", "paper"),
-    "paper_all": Way("FTP, paper, all labels", "paper", all_labels=True),
+    "paper_all": Way("FTP, paper, all labels", "paper", labels="finetune"),
     "exact": Way("FTP, exact", "exact"),
-    "exact_all": Way("FTP, exact, all labels", "exact", all_labels=True),
-    **{
-        f"every{n}": Way(f"one step, validation, every {n}" if n > 1 else "one step, validation", every=n,
-                         validates=True)
-        for n in (1, 2, 4, 8, 16)
-    },
+    "exact_all": Way("FTP, exact, all labels", "exact", labels="finetune"),
+    **{f"every{n}": Way(f"one step, validation, every {n}", every=n, part="validation") for n in (1, 2, 4, 8, 16)},
     "train4": Way("full, K = 4, training", depth=4),
-    "validation4": Way("full, K = 4, validation", depth=4, validates=True),
-}  # fmt: skip
+    "validation4": Way("full, K = 4, validation", depth=4, part="validation"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,34 +47,26 @@ class Config:
 
     tasks: tuple[str, ...] = tuple(TASKS)
     depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps K that are differentiated through; the last is the measure
-    stages: tuple[int, ...] = (17, 24, 32)  # steps after which gradients are compared
+    stages: tuple[int, ...] = (17, 24, 32)  # steps after which derivatives are compared, on the first three splits
     ways: tuple[str, ...] = tuple(WAYS)  # of fine-tuning
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
-    compared_seeds: int = 3  # gradients are compared on so many, the first ones
     steps: int = 32  # of a fine-tuning
     batch_size: int = 8
     lr: float = 6e-4  # first learning rate; it falls to 0 as a cosine
-    anchor_epochs: int = 3  # passes of a network that is trained beforehand
-    items: int = 800  # emoji, at most
-    tweets: int = 60  # of each topic and sentiment in the tests, and twice as many to fine-tune on
+    items: int = 800  # emoji of styles and imagenet, at most
 
     def check(self) -> None:
         """Refuse what cannot run, before any work starts."""
         check_fields(self)
         check_names("tasks", self.tasks, TASKS)
         check_names("ways", self.ways, WAYS)
+        given = f"--depths {' '.join(map(str, self.depths))} --stages {' '.join(map(str, self.stages))}"
         if "paper" not in self.ways:
             raise InputError(f"--ways {' '.join(self.ways)}: give paper too, which all are compared with")
-        for name in ("depths", "stages"):
-            given = getattr(self, name)
-            if list(given) != sorted(given):
-                raise InputError(f"--{name} {' '.join(map(str, given))}: give them in rising order")
-        if self.depths[0] != 1 or self.depths[-1] >= self.stages[0]:
-            raise InputError(
-                f"--depths {' '.join(map(str, self.depths))}: must begin with 1, the one step of FTP, and end below "
-                f"{self.stages[0]}, the steps made so far at the first of --stages"
-            )
-        if self.stages[-1] > self.steps:
-            raise InputError(f"--stages {' '.join(map(str, self.stages))}: must be at most {self.steps}, the --steps")
+        if any([*some] != sorted(some) for some in (self.depths, self.stages)) or self.depths[0] != 1:
+            raise InputError(f"{given}: give depths that rise from 1, and stages that rise")
+        if self.depths[-1] >= self.stages[0] or self.stages[-1] > self.steps:
+            raise InputError(f"{given}: depths must be below {self.stages[0]}, the steps made at the first stage, "
+                             f"and stages at most --steps {self.steps}")  # fmt: skip
         if self.steps < (least := 2 * max(WAYS[way].depth for way in self.ways)):
             raise InputError(f"--steps {self.steps}: at least {least}; the first move of the radii serves later steps")

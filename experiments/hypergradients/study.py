@@ -8,44 +8,33 @@ from experiments.common.study import Session, Study, work_off
 from experiments.hypergradients.config import WAYS, Config
 from experiments.hypergradients.gradients import check_in_float64, compared
 from experiments.hypergradients.problems import Problems
-from experiments.hypergradients.report import EQUAL_TIME, agreement_table, named, write_report
+from experiments.hypergradients.report import COMPARED, EQUAL_TIME, agreement_table, named, write_report
 from experiments.hypergradients.training import fine_tuned
 
 
 def work(config: Config, data: Problems, session: Session) -> None:
-    """Gradients at every stage, fine-tunings of equal steps, and then those of equal time."""
+    """Of each task fine-tunings of equal steps, derivatives at every stage, and fine-tunings of equal time."""
     check_in_float64()
-    results = session.record.results
 
     def tuned(task: str, seed: int, way: str, steps: int) -> dict:
         return fine_tuned(data.of(task, seed), config, way, seed, steps, data.progress)
 
     for task in config.tasks:
-        pieces = {
-            named(task, seed, way): partial(tuned, task, seed, way, config.steps)
-            for seed in config.seeds
-            for way in config.ways
-        }
+        splits = [(task, seed) for seed in config.seeds]
+        pieces = {named(*at, way): partial(tuned, *at, way, config.steps) for at in splits for way in config.ways}
         pieces |= {
-            named(task, seed, f"stage {stage}"): partial(
-                lambda task, seed, stage: compared(data.of(task, seed), config, seed, stage), task, seed, stage
-            )
+            named(*at, f"stage {stage}"): lambda at=at, stage=stage: compared(data.of(*at), config, at[1], stage)
             for stage in config.stages
-            for seed in config.seeds[: config.compared_seeds]
+            for at in splits[:COMPARED]
         }
         work_off(f"hypergradients, {task}", pieces, session)
-
-        def seconds(way: str, task: str = task) -> float:
-            return median(results[named(task, seed, way)]["seconds"] for seed in config.seeds)
-
-        timed = {}
-        for way in (way for way in config.ways if WAYS[way].slow):
-            steps = int(config.steps * seconds("paper") / seconds(way))
-            steps -= steps % (WAYS[way].depth or 1)
-            if 2 * (WAYS[way].depth or 1) <= steps < config.steps:
-                timed |= {
-                    named(task, seed, way, EQUAL_TIME): partial(tuned, task, seed, way, steps) for seed in config.seeds
-                }
+        timed, results = {}, session.record.results
+        seconds = {way: median(results[named(*at, way)]["seconds"] for at in splits) for way in config.ways}
+        for way in (way for way in config.ways if WAYS[way].depth or 0 < WAYS[way].every <= 4):
+            depth = WAYS[way].depth or 1
+            steps = int(config.steps * seconds["paper"] / seconds[way]) // depth * depth
+            if 2 * depth <= steps < config.steps:
+                timed |= {named(*at, way, EQUAL_TIME): partial(tuned, *at, way, steps) for at in splits}
         work_off(f"hypergradients, {task}, {EQUAL_TIME}", timed, session)
 
 
@@ -56,15 +45,12 @@ STUDY = Study(
     "validation loss; then fine-tune with each of them, and with cheap forms. Stop it at any time; the same command "
     "goes on from there.",
     config=Config,
-    fast=Config(
-        tasks=("imagenet",), depths=(1, 2), stages=(4, 8), seeds=(0,), steps=8, items=200,
-        ways=("adamw", "paper", "paper_all", "every1", "every4", "validation4"),
-    ),
+    fast=Config(("imagenet",), (1, 2), (4, 8), ("adamw", "paper", "paper_all", "every1", "every4"), (0,), 8, items=200),
     load=Problems,
     work=work,
     report=write_report,
     table=agreement_table,
     packages=PACKAGES,
     grow=("tasks", "stages", "ways"),
-)  # fmt: skip
+)
 main = STUDY.main
