@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -53,3 +54,14 @@ def peak_above(device: torch.device, work: Callable[[], Result]) -> tuple[Result
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return result, max(0.0, peak(device) - held)
+
+
+def costing(device: torch.device, work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
+    """What `work` returns, and what it took: seconds of the processor, which others on it do not lengthen, and MiB."""
+
+    def timed() -> tuple[Result, float]:
+        begin = time.process_time()
+        return work(), time.process_time() - begin
+
+    (result, seconds), mib = peak_above(device, timed)
+    return result, {"seconds": round(seconds, 3), "mib": round(mib)}

@@ -58,6 +58,8 @@ def made_from(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor
 
 def ends_below(nodes: Sequence[Node | None], given: Sequence[Tensor]) -> list[Tensor]:
     """The same below some nodes. Of every step a training looks at this, so it is one loop, without calls."""
+    if not nodes:  # of most calls inside a step; a guard's mode sees each look at `given`
+        return []
     ends: dict[Node, Tensor] = {x.grad_fn: x for x in given if x.grad_fn is not None}
     stack, seen, found = [*nodes], set[Node](), list[Tensor]()
     while stack:

@@ -1,0 +1,3 @@
+from experiments.common.program import start
+
+start("experiments.hypergradients.study", "hypergradients")
