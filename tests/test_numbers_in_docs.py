@@ -79,6 +79,19 @@ def test_scores_at_one_rate_for_all_studies_are_those_of_the_report():
         assert abs(float(left) - (float(own) - float(plain))) <= 0.15 + 1e-9
 
 
+def test_the_figure_of_tolerance_draws_the_means_of_the_report():
+    content = json.loads((STUDIES / "sensitivity-scenes" / "metrics.json").read_text())
+    header, *table = rows(report("sensitivity-scenes").partition("Means by learning rate")[2])
+    cells = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in table}
+    for method, name in (("adamw", "AdamW"), ("ftp", "FTPAdamW")):
+        for place, which in enumerate(("id", "ood")):
+            line = tuning.minus_best(content, method, which)
+            best = sum(content["summary"]["adamw"][which]) / 5
+            shown = {float(lr): float(cell.split(" / ")[place]) for lr, cell in cells[name].items() if cell}
+            assert line.keys() == shown.keys()
+            assert all(abs(line[lr] + best - shown[lr]) <= 0.05 + 1e-9 for lr in line)  # a rounding
+
+
 def test_gains_of_a_faster_radius_do_not_follow_the_number_of_steps():
     """As docs/concepts/ftp.md says; batches are of 32 pictures or 16 texts."""
     found, gains, steps_of = json.loads((STUDIES / "tuning" / "metrics.json").read_text())["radii"], {}, []

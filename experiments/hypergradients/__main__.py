@@ -1,3 +1,3 @@
 from experiments.common.program import start
 
-start("experiments.hypergradients.study", "hypergradients")
+start("experiments.hypergradients.study", "scenes,language")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn import Dropout
 
 import hyperopt_ftp as hft
 from experiments.common.anchor import make_anchor
@@ -25,10 +25,10 @@ from experiments.common.small_networks import cross_entropy, mlp, mlp_params
 from experiments.common.task import Network, Task, tested
 from experiments.common.trainer import Trainer
 from experiments.hypergradients.config import RADIUS_LR, TASKS, WAYS, Config
-from hyperopt_ftp.anchored import radius_gradient, row_norm
-from hyperopt_ftp.anchored.projections import FLOOR, clip_radius, rescaled
+from hyperopt_ftp.anchored import project, radius_gradient, row_norm
 
 CPU = torch.device("cpu")
+LEAST = 1e-8  # FTP's smallest radius, in which it begins
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Problem:
         """A model, its parameters, and those of them that have an anchor: all but a new head."""
         model = self.task.new_model()
         model.load_state_dict(self.start)
-        for module in (module for module in model.modules() if isinstance(module, _DropoutNd)):
+        for module in (module for module in model.modules() if isinstance(module, Dropout)):
             module.p = 0.0
         params = {name: p.detach().clone() for name, p in model.named_parameters()}
         return model, params, {name: p.clone() for name, p in held(model, self.options, params).items()}
@@ -166,18 +166,18 @@ def trained(problem: Problem, config: Config, name: str, seed: int, steps: int, 
     batches, held_out = (Batches(parts[part], config.batch_size, steps, seed + k, CPU)
                          for k, part in enumerate((way.labels, way.part)))  # fmt: skip
     optimizer = hft.ftp(base, anchor, gradient=way.gradient) if way.gradient else base
-    by, radius = hft.adam(lr=way.every * RADIUS_LR), {name: w0.new_tensor(FLOOR) for name, w0 in anchor.items()}
+    by, radius = hft.adam(lr=way.every * RADIUS_LR), {name: w0.new_tensor(LEAST) for name, w0 in anchor.items()}
     state, moments = optimizer.init(params), by.init(radius)
     for step in range(steps):
         params, state = optimizer.update(torch.func.grad(losses.train)(params, batches[step]), state, params)
         if way.every:
             c = {name: params[name] - w0 for name, w0 in anchor.items()}
             n = {name: row_norm(deviation) for name, deviation in c.items()}
-            params |= {name: rescaled(w0, c[name], radius[name], n[name]) for name, w0 in anchor.items()}
+            params |= {name: project(params[name], w0, radius[name]) for name, w0 in anchor.items()}
             if step % way.every == 0:
                 g = torch.func.grad(losses.held_out)(params, held_out[step // way.every])
                 slopes = {name: radius_gradient(g[name], c[name], n[name], radius[name], "exact") for name in anchor}
                 radius, moments = by.update(slopes, moments, radius)
-                radius = {name: clip_radius(moved.clamp(min=FLOOR), n[name]) for name, moved in radius.items()}
+                radius = {name: moved.clamp(min=LEAST).minimum(n[name].amax()) for name, moved in radius.items()}
     model.load_state_dict(params, strict=False)  # buffers are not trained
     return model

@@ -146,17 +146,21 @@ def draw(file: Path, found: dict) -> None:
     dots(file, rows, "FTPAdamW minus AdamW, points")
 
 
+def minus_best(content: dict, method: str, which: str) -> dict[float, float]:
+    """Mean scores by the rate, minus AdamW's at its best one."""
+    scores, best = scores_of(content), mean(content["summary"]["adamw"][which])
+    return {float(f"{lr:.3g}"): mean_of(scores, method, lr, which) - best for lr in scores[method]}
+
+
 def draw_tolerance(file: Path, studies: Mapping[str, dict]) -> None:
-    """Scores by the rate, minus AdamW at its best one: a thin line for each task, and the mean at the rates that all
-    have."""
+    """A thin line for each task, and a thick one of their mean at the rates that all have."""
     titles = [title(method) for method in ("adamw", "ftp")]
     figure, both_axes = panels(2, 3.0, legend_height(titles), sharey=True)
     for axes, which, name in zip(both_axes, WHICH, ("in distribution", "out of distribution"), strict=True):
         for method in ("adamw", "ftp"):
             lines, colour = [], LOOKS[title(method)].colour
             for content in studies.values():
-                scores, best = scores_of(content), mean(content["summary"]["adamw"][which])
-                line = {float(f"{lr:.3g}"): mean_of(scores, method, lr, which) - best for lr in scores[method]}
+                line = minus_best(content, method, which)
                 axes.plot(*zip(*sorted(line.items()), strict=True), color=colour, linewidth=0.5, alpha=0.5)
                 lines.append(line)
             shared = sorted(set.intersection(*map(set, lines)))

@@ -168,6 +168,7 @@ FULL = (
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
+    Job("hypergradients", "FTP's one-step derivatives in the radii against full ones", "experiments.hypergradients"),
     Job("continual", "ten tasks of new classes in sequence: what each method forgets", "experiments.continual"),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
         f"{_META}.few_labels"),
@@ -187,5 +188,6 @@ FAST = (
     Job("sensitivity-imagenet", "AdamW, FTP and WiSE-FT at two learning rates", _RATES, ("--fast",)),
     Job("sensitivity-scenes", "AdamW and FTP at two learning rates, on scenes", _SCENES, ("--fast",)),
     *(Job(job.name, job.about, job.module, ("--fast",)) for job in FULL
-      if job.module.startswith((_TUNING, _META, "experiments.continual")) and not job.name.startswith("few-labels-")),
+      if job.module.startswith((_TUNING, _META, "experiments.continual", "experiments.hypergradients"))
+      and not job.name.startswith("few-labels-")),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.testing import strategies
+from hyperopt_ftp.testing import CLOSE, same, strategies
 
 from ..support.problems import central_differences, entries
 
@@ -62,5 +63,36 @@ def test_hypergradients_are_those_of_the_loop_and_of_central_differences(trainin
     # Where these two do not agree, a bound is near. The second has 1e-11 from the rounding of f.
     smooth = (wide - short).abs() <= 1e-6 * wide.abs() + 1e-9
     torch.testing.assert_close(entries(got)[smooth], wide[smooth], rtol=1e-5, atol=1e-8)
-    together = torch.func.vmap(whole)(torch.stack([values[i], values[i]]))
-    torch.testing.assert_close(together, whole(values[i]).expand(2), rtol=1e-12, atol=1e-12)
+
+
+@given(data=st.data(), factors=st.lists(strategies.between(0.5, 1.0), min_size=1, max_size=3))
+def test_vmap_over_hparams_is_the_loop_over_them(data: Any, factors: list[float]):
+    run = data.draw(strategies.runs(none=False))
+    opt = data.draw(strategies.optimizers(run.params, none=False))
+
+    def end(hparams: Any) -> Any:
+        params, state = run.params, opt.init(run.params, hparams)
+        for g in run.grads:
+            params, state = opt.update(g, state, params, hparams)
+        return params
+
+    rows = [tree.map_tree(lambda x, f=f: x * f, opt.hparams) for f in factors]
+    together = torch.func.vmap(end)(tree.map_tree(lambda *xs: torch.stack(xs), *rows))
+    for i, row in enumerate(rows):
+        for many, alone in zip(*map(tree.leaves, (together, end(row))), strict=True):
+            # Other kernels round otherwise: a dozen operations in each of four steps, of numbers of order 1.
+            torch.testing.assert_close(many[i], alone, rtol=10 * CLOSE, atol=10 * CLOSE)
+
+
+@given(data=st.data(), run=strategies.runs(), at=st.integers(0, 3))
+def test_a_state_that_is_saved_and_loaded_at_any_step_goes_on_to_the_last_bit(data: Any, run: strategies.Run, at: int):
+    opt = data.draw(strategies.optimizers(run.params))
+    params, state = run.params, opt.init(run.params)
+    for k, g in enumerate(run.grads):
+        if k == at % len(run.grads):
+            file = io.BytesIO()
+            torch.save(tree.leaves((params, state)), file)
+            file.seek(0)
+            params, state = tree.flatten((params, state))[1](torch.load(file, weights_only=True))
+        params, state = opt.update(g, state, params)
+    assert same((params, state), run.by(opt))

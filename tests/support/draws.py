@@ -10,11 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hyperopt_ftp.testing import strategies
+
 from .family import Method
 
 seeds = st.integers(0, 2**16)
-#: Zero to three dimensions, some of them without entries.
-shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+shapes = strategies.shapes()
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
 several = st.lists(shapes, min_size=1, max_size=4)
 
