@@ -83,7 +83,9 @@ def test_one_step_equals_ftps_exact_form_and_a_wrong_form_is_an_error(data, monk
         check_in_float64()
 
 
-def test_a_validation_gradient_in_every_step_is_the_full_training_through_one(quiet, monkeypatch):
+@pytest.mark.parametrize("radius_lr", [1e-2, 1.0])  # the second reaches past the largest norm
+def test_a_validation_gradient_in_every_step_is_the_full_training_through_one(radius_lr, quiet, monkeypatch):
+    monkeypatch.setattr(radii, "RADIUS_LR", radius_lr)
     data = Problems(TINY, quiet, torch.float64)
     ways = {"cheap": WAYS["every1"], "full": dataclasses.replace(WAYS["validation4"], depth=1)}
     monkeypatch.setattr(radii, "WAYS", ways)
