@@ -48,7 +48,8 @@ class Config(Grid):
             return own.Config(**self.shared(seed, lr, own.Config.epochs), **given, size=self.size or own.Config.size)
         names = ("anchor", "limit", "labels", "scenes", "pretrain_scenes", "test_scenes")
         given = {name: getattr(self, name) for name in names}
-        return segmentation.Config(**self.shared(seed, lr, segmentation.Config.epochs), **given)
+        epochs = 12 if self.anchor == "imagenet" else segmentation.Config.epochs  # a new decoder needs more steps
+        return segmentation.Config(**self.shared(seed, lr, epochs), **given)
 
     def study(self) -> MethodStudy:
         return COMPARISON if self.data is None else OWN

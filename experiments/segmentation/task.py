@@ -39,7 +39,7 @@ class Config(AnchorOptions):
     pretrain_scenes: int = 2000  # of the anchor's training
     anchor_epochs: int = 5  # passes over them
     anchor_lr: float = 1e-3  # first learning rate of the anchor
-    test_scenes: int = 120  # in each test
+    test_scenes: int = 300  # in each test
 
     def check(self) -> None:
         super().check()

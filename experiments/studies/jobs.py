@@ -83,9 +83,10 @@ FULL = (
         )
     ),
     Job("sensitivity-scenes", "the same on scenes: which class every pixel shows, from a network trained on them",
-        _SCENES, HEADLINE),
+        _SCENES, ("--wider", "ftp", "2e-4", "ftp", "6e-5")),
     Job("sensitivity-scenes-imagenet", "the same from ImageNet's encoder and a new decoder", _SCENES,
-        ("--anchor", "imagenet", *HEADLINE)),
+        ("--anchor", "imagenet", *HEADLINE, "--lrs", "2e-4", "6e-4", "2e-3", "6e-3", "--wider", "adamw", "6e-5",
+         "ftp", "6e-4", "ftp", "2e-4")),
     *(
         Job(f"few-{name}", f"the same with a tenth of the labels: {about}", module,
             (*options, "--labels", "0.1", *HEADLINE))
