@@ -45,7 +45,7 @@ class Grid:
     # and for AdamW halfway to the rates beside its best one, since its peak is narrow.
     wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
-    # Passes over the fine-tuning examples. None: 5 over emoji and shapes, 8 over cells, 3 or 12 over scenes, 2 over texts.
+    # Passes over the examples. None: 5 over emoji and shapes, 8 over cells, 3 or 12 over scenes, 2 over texts.
     epochs: int | None = None
     labels: float = 1.0  # the share of the fine-tuning examples that is kept, with so many more passes
     limit: int | None = None  # use only so many pictures
