@@ -83,10 +83,10 @@ FULL = (
         )
     ),
     Job("sensitivity-scenes", "the same on scenes: which class every pixel shows, from a network trained on them",
-        _SCENES, ("--wider", "ftp", "2e-4", "ftp", "6e-5")),
+        _SCENES, ("--wider", "ftp", "2e-4", "ftp", "6e-5", *BESIDE)),
     Job("sensitivity-scenes-imagenet", "the same from ImageNet's encoder and a new decoder", _SCENES,
         ("--anchor", "imagenet", *HEADLINE, "--lrs", "2e-4", "6e-4", "2e-3", "6e-3", "--wider", "adamw", "6e-5",
-         "ftp", "6e-4", "ftp", "2e-4")),
+         "adamw", "1.1e-3", "adamw", "3.5e-3", "adamw_head", "6e-5", "ftp", "6e-4", "ftp", "2e-4")),
     *(
         Job(f"few-{name}", f"the same with a tenth of the labels: {about}", module,
             (*options, "--labels", "0.1", *HEADLINE))
