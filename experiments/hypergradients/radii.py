@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Dropout
+from torch.nn import Dropout, Dropout2d
 
 import hyperopt_ftp as hft
 from experiments.common.anchor import make_anchor
@@ -43,7 +43,7 @@ class Problem:
         """A model, its parameters, and those of them that have an anchor: all but a new head."""
         model = self.task.new_model()
         model.load_state_dict(self.start)
-        for module in (module for module in model.modules() if isinstance(module, Dropout)):
+        for module in (module for module in model.modules() if isinstance(module, Dropout | Dropout2d)):
             module.p = 0.0
         params = {name: p.detach().clone() for name, p in model.named_parameters()}
         return model, params, {name: p.clone() for name, p in held(model, self.options, params).items()}
